@@ -1,0 +1,432 @@
+"""Every place a barge-in can land, by name. Virtual time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.fakes import CHAR, FakeChat, FakeEar, FakeTwilio, FakeVoice, plan, ports, read_back
+from voicebot import twilio
+from voicebot.nursery import run_call
+from voicebot.plan import Timeouts
+from voicebot.ports import Final, Partial, UtteranceEnd
+from voicebot.record import CallSummary, Outcome
+from voicebot.turns import Endpointing
+
+Clock = trio.testing.MockClock
+
+# The caller speaks from 1 to 2 s; with the fakes' delays the answer's first text is there at
+# 2.65 s, its first audio at about 2.75 s.
+LONG = "One two three four five six seven eight nine ten eleven twelve thirteen fourteen."
+
+
+async def interrupted_call(
+    at: float,
+    *,
+    for_s: float = 1.0,
+    heard: str = "stop please",
+    reply: str = LONG,
+    chat: FakeChat | None = None,
+    voice: FakeVoice | None = None,
+    socket: FakeTwilio | None = None,
+    **changes: Any,
+) -> tuple[CallSummary, FakeTwilio, FakeChat]:
+    """Run a call whose caller asks, interrupts the answer at `at`, and is answered again."""
+    socket = socket or FakeTwilio(voice=[(1.0, 2.0), (at, at + for_s)], stop_at=at + 8.0)
+    chat = chat or FakeChat([reply, "Sorry."])
+    ear = FakeEar(["tell me", heard])
+    summary = await run_call(socket, ports(ear, chat, voice), plan(**changes))
+    return summary, socket, chat
+
+
+async def test_barge_in_mid_sentence_clears_once_and_sends_nothing_after(
+    autojump_clock: Clock,
+) -> None:
+    summary, socket, chat = await interrupted_call(5.0)
+
+    assert len(socket.times(twilio.SendClear)) == 1
+    # Three frames of voice decide, and the clear goes out in the same instant.
+    assert socket.times(twilio.SendClear)[0] == pytest.approx(5.06, abs=0.025)
+    assert socket.media_after_clear(until=6.5) == 0
+    assert [turn.interrupted for turn in summary.turns] == [True, False]
+    assert summary.turns[1].caller == "stop please"
+    assert summary.turns[1].heard == "Sorry."
+    assert summary.outcome is Outcome.HUNG_UP
+
+
+async def test_barge_in_cuts_the_history_at_the_word_the_caller_heard(
+    autojump_clock: Clock,
+) -> None:
+    summary, socket, chat = await interrupted_call(5.0)
+
+    really_heard = sum(len(audio) for at, audio in socket.played if at < 5.1) // CHAR  # characters
+    text = summary.turns[0].heard
+    assert LONG.startswith(text)
+    assert 0 < len(text) < len(LONG)
+    assert abs(len(text) - really_heard) <= len("fourteen")
+    last = " ".join(text.split()[-4:])
+    assert [(m.role, m.content) for m in chat.requests[1]] == [
+        ("system", "be brief"),
+        ("user", "tell me"),
+        ("assistant", f'{text}… [interrupted by the caller after: "{last}"]'),
+        ("user", "stop please"),
+    ]
+
+
+async def test_barge_in_before_the_first_token_joins_the_callers_words(
+    autojump_clock: Clock,
+) -> None:
+    chat = FakeChat([LONG, "Yes."], first=1.0)
+
+    summary, socket, chat = await interrupted_call(2.8, chat=chat, heard="and today")
+
+    assert socket.times(twilio.SendClear) == []
+    assert chat.cancelled == 1
+    assert [turn.heard for turn in summary.turns] == ["", "Yes."]
+    assert chat.requests[1][-1].content == "tell me and today"
+    assert [m.role for m in chat.requests[1]] == ["system", "user"]
+
+
+async def test_barge_in_before_the_first_audio_byte_says_nothing(autojump_clock: Clock) -> None:
+    voice = FakeVoice(first=1.5)
+
+    summary, socket, _ = await interrupted_call(3.2, voice=voice)
+
+    assert socket.times(twilio.SendClear) == []
+    assert summary.turns[0].heard == ""
+    assert voice.cancelled >= 1
+    assert summary.turns[1].heard == "Sorry."
+
+
+async def test_barge_in_at_the_first_frame_leaves_no_word(autojump_clock: Clock) -> None:
+    first = FakeTwilio(voice=[(1.0, 2.0)], stop_at=5.0)
+    await run_call(first, ports(FakeEar(["tell me"]), FakeChat([LONG])), plan())
+    first_media = first.times(twilio.SendMedia)[0]
+
+    # Decided 60 ms after the onset, that is just as the first message has been written.
+    summary, socket, _ = await interrupted_call(round(first_media - 0.06, 2))
+
+    assert len(socket.times(twilio.SendClear)) <= 1
+    assert summary.turns[0].heard == ""
+    assert summary.turns[1].heard == "Sorry."
+
+
+async def test_barge_in_between_two_sentences_keeps_the_first_whole(
+    autojump_clock: Clock,
+) -> None:
+    class Pausing(FakeVoice):
+        """Slow to begin with the second sentence."""
+
+        async def _chunks(self, text: str, index: int) -> Any:
+            if text.startswith("Two"):
+                await trio.sleep(2.0)
+            async for chunk in super()._chunks(text, index):
+                yield chunk
+
+    # "One is done." lasts 0.6 s from 2.8 s on; the caller speaks in the pause behind it.
+    summary, socket, _ = await interrupted_call(
+        3.8, reply="One is done. Two is coming.", voice=Pausing()
+    )
+
+    assert summary.turns[0].heard == "One is done."
+    assert summary.turns[0].interrupted
+    # Twilio has played and echoed all of it: there is nothing to clear.
+    assert socket.times(twilio.SendClear) == []
+
+
+async def test_barge_in_after_the_last_byte_was_sent_still_clears(autojump_clock: Clock) -> None:
+    # The whole reply lasts 1.0 s; its last 200 ms are at Twilio when the caller speaks.
+    first = FakeTwilio(voice=[(1.0, 2.0)], stop_at=6.0)
+    reply = "Abcdefghi klmnopqrs."
+    await run_call(first, ports(FakeEar(["tell me"]), FakeChat([reply])), plan())
+    last_media = first.times(twilio.SendMedia)[-1]
+
+    summary, socket, _ = await interrupted_call(round(last_media, 2), reply=reply)
+
+    assert socket.times(twilio.SendMedia)[-1] > last_media
+    assert len(socket.times(twilio.SendClear)) == 1
+    assert summary.turns[0].heard == "Abcdefghi klmnopqrs."
+    assert summary.turns[0].interrupted
+
+
+async def test_barge_in_during_the_greeting_is_answered(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=6.0)
+    chat = FakeChat(["Yes."])
+
+    summary = await run_call(socket, ports(FakeEar(["are you open"]), chat), plan(greeting=LONG))
+
+    assert len(socket.times(twilio.SendClear)) == 1
+    assert [turn.interrupted for turn in summary.turns] == [True, False]
+    assert [m.role for m in chat.requests[0]] == ["system", "assistant", "user"]
+    assert summary.turns[1].heard == "Yes."
+
+
+async def test_barge_in_twice_within_100_ms_is_one_interruption(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0), (5.0, 5.08), (5.1, 6.0)], stop_at=12.0)
+
+    summary, socket, _ = await interrupted_call(5.0, socket=socket)
+
+    assert len(socket.times(twilio.SendClear)) == 1
+    assert [turn.heard for turn in summary.turns][1:] == ["Sorry."]
+
+
+async def test_barge_in_while_synthesis_hangs_in_its_close_is_not_delayed(
+    autojump_clock: Clock,
+) -> None:
+    voice = FakeVoice(slow_close=2.0, speed=1.0)
+
+    summary, socket, _ = await interrupted_call(4.0, voice=voice)
+
+    assert socket.times(twilio.SendClear)[0] == pytest.approx(4.06, abs=0.025)
+    assert socket.media_after_clear(until=5.5) == 0
+
+
+async def test_barge_in_while_the_model_hangs_in_its_close_is_not_delayed(
+    autojump_clock: Clock,
+) -> None:
+    chat = FakeChat([f"First this. {LONG}", "Sorry."], gap=0.4, slow_close=2.0)
+
+    summary, socket, _ = await interrupted_call(3.4, chat=chat)
+
+    assert socket.times(twilio.SendClear)[0] == pytest.approx(3.46, abs=0.025)
+    assert summary.turns[1].heard == "Sorry."
+
+
+async def test_barge_in_while_a_message_is_being_written_waits_for_that_message_only(
+    autojump_clock: Clock,
+) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=12.0)
+
+    async def slow(message: twilio.Outbound) -> None:
+        if isinstance(message, twilio.SendMedia) and socket.now() > 5.0:
+            await trio.sleep(0.5)
+
+    socket.send_gate = slow
+
+    summary, socket, _ = await interrupted_call(5.0, socket=socket)
+
+    clear = socket.times(twilio.SendClear)[0]
+    assert 5.4 < clear < 5.7
+    assert socket.media_after_clear(until=6.5) == 0
+    assert summary.turns[1].heard
+
+
+async def test_interruption_with_dtmf_is_still_one_interruption(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(
+        voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=12.0, scripted=[(5.06, twilio.Dtmf("1"))]
+    )
+
+    summary, socket, _ = await interrupted_call(5.0, socket=socket)
+
+    assert len(socket.times(twilio.SendClear)) == 1
+    assert "dtmf" in [moment.what for moment in summary.timeline]
+
+
+async def test_interruption_by_words_alone_is_taken(autojump_clock: Clock) -> None:
+    """The ears miss it; a provider's partial does not."""
+    socket = FakeTwilio(stop_at=12.0)
+    ear = FakeEar([])
+    chat = FakeChat([LONG, "Sorry."])
+
+    async def provider() -> None:
+        await trio.sleep(3.0)
+        ear.push(Partial("hold"))
+        await trio.sleep(0.3)
+        ear.push(Final("hold on", end_of_turn=True))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(provider)
+        ear.push(Final("tell me", end_of_turn=True))
+        summary = await run_call(socket, ports(ear, chat, endpointing="provider"), plan())
+
+    assert socket.times(twilio.SendClear) == [pytest.approx(3.0, abs=0.001)]
+    assert [turn.caller for turn in summary.turns] == ["tell me", "hold on"]
+
+
+# Not meant after all.
+
+
+async def test_a_cough_resumes_the_reply_from_the_word_that_was_cut(
+    autojump_clock: Clock,
+) -> None:
+    summary, socket, chat = await interrupted_call(5.0, for_s=0.3, heard="")
+
+    assert len(socket.times(twilio.SendClear)) == 1
+    assert summary.counts["resumes"] == 1
+    assert [turn.heard for turn in summary.turns] == [LONG]
+    assert not summary.turns[0].interrupted
+    text = read_back(socket.heard()).replace("@", " ")
+    # The first epoch ends inside a word, which the second says again from its beginning.
+    said = text.split()
+    assert said[0] == "ONE"
+    assert said[-1].startswith("FOURTEEN")
+    numbers = LONG.upper().strip(".").split()
+    resumed = next(i for i in range(1, len(said)) if numbers[: i + 1] != said[: i + 1])
+    assert numbers[resumed].startswith(said[resumed][:1])
+    assert len(said) >= len(numbers)
+
+
+async def test_a_backchannel_does_not_lose_the_reply(autojump_clock: Clock) -> None:
+    summary, socket, chat = await interrupted_call(5.0, for_s=0.4, heard="mm-hm")
+
+    assert [turn.heard for turn in summary.turns] == [LONG]
+    assert len(chat.requests) == 1
+
+
+async def test_a_backchannel_at_the_very_end_is_an_answer(autojump_clock: Clock) -> None:
+    reply = "Shall I book it?"  # 0.8 s from 2.8 s on
+    summary, socket, chat = await interrupted_call(3.4, for_s=0.3, heard="yeah", reply=reply)
+
+    assert [turn.caller for turn in summary.turns] == ["tell me", "yeah"]
+    assert summary.turns[0].heard == reply
+
+
+async def test_a_cough_before_the_first_audio_does_not_lose_the_reply(
+    autojump_clock: Clock,
+) -> None:
+    voice = FakeVoice(first=1.0)
+
+    summary, socket, _ = await interrupted_call(3.0, for_s=0.2, heard="", voice=voice)
+
+    assert [turn.heard for turn in summary.turns] == [LONG]
+    assert socket.times(twilio.SendClear) == []
+
+
+async def test_long_voice_without_words_is_meant(autojump_clock: Clock) -> None:
+    summary, socket, _ = await interrupted_call(5.0, for_s=2.0, heard="")
+
+    assert [turn.interrupted for turn in summary.turns] == [True]
+    assert "confirmed" in [moment.what for moment in summary.timeline]
+
+
+async def test_without_resume_every_interruption_is_meant_at_once(autojump_clock: Clock) -> None:
+    chat = FakeChat([LONG, "Sorry."], gap=0.5)
+
+    summary, socket, chat = await interrupted_call(
+        5.0, for_s=0.2, heard="", chat=chat, endpointing=Endpointing(resume=False)
+    )
+
+    assert summary.turns[0].interrupted
+    at = {moment.what: moment.at for moment in summary.timeline}
+    assert at["confirmed"] == at["interrupt"]
+    # Think is cancelled in the same step, although it still had words to say.
+    assert chat.cancelled == 1
+
+
+async def test_two_interruptions_before_the_clear_is_written_wait_for_the_newer_verdict(
+    autojump_clock: Clock,
+) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0), (5.0, 5.2), (5.7, 7.0)], stop_at=13.0)
+
+    async def stuck(message: twilio.Outbound) -> None:
+        if isinstance(message, twilio.SendClear):
+            await trio.sleep(1.0)
+
+    socket.send_gate = stuck
+    ear, chat = FakeEar(["tell me", "", "wait a moment"]), FakeChat([LONG, "Sorry."])
+
+    summary = await run_call(socket, ports(ear, chat), plan())
+
+    assert len(socket.times(twilio.SendClear)) == 1
+    assert [turn.caller for turn in summary.turns] == ["tell me", "wait a moment"]
+    assert summary.turns[0].interrupted
+
+
+async def test_interruption_between_end_of_turn_and_reply_is_not_lost(
+    autojump_clock: Clock,
+) -> None:
+    """The previous turn is still being torn down while the caller ends one and begins the next."""
+    chat = FakeChat([f"First this. {LONG}", LONG, "Sorry."], gap=0.4, slow_close=2.5)
+    socket = FakeTwilio(voice=[(1.0, 2.0), (4.0, 4.9), (6.2, 7.2)], stop_at=18.0)
+    ear = FakeEar(["tell me", "no wait", "the other one"])
+
+    summary = await run_call(socket, ports(ear, chat), plan())
+
+    # The second turn never spoke: its words are joined to the third's.
+    assert [turn.caller for turn in summary.turns][-1].endswith("the other one")
+    assert chat.requests[-1][-1].content == "no wait the other one"
+    assert summary.turns[-1].heard == "Sorry."
+
+
+# Providers that fail while the bot speaks or thinks.
+
+
+async def test_a_failing_model_apologises_and_the_next_turn_is_answered(
+    autojump_clock: Clock,
+) -> None:
+    chat = FakeChat([LONG, "Fine."], fail_after=0)
+    socket = FakeTwilio(voice=[(1.0, 2.0), (7.0, 8.0)], stop_at=13.0)
+
+    async def mend() -> None:
+        await trio.sleep(6.5)
+        chat.fail_after = None
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mend)
+        summary = await run_call(
+            socket, ports(FakeEar(["tell me", "again"]), chat), plan(apology="Sorry.")
+        )
+
+    assert [turn.heard for turn in summary.turns] == ["Sorry.", "Fine."]
+    assert summary.counts["thinking_failures"] == 1
+
+
+async def test_a_model_that_stalls_is_given_up_in_time(autojump_clock: Clock) -> None:
+    chat = FakeChat(["One two. Three four."], stall_after=2)
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=12.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me"]), chat),
+        plan(apology="Sorry.", timeouts=Timeouts(token_gap_s=1.0)),
+    )
+
+    assert summary.turns[0].heard == "One two. Sorry."
+
+
+async def test_synthesis_that_fails_twice_ends_the_call(autojump_clock: Clock) -> None:
+    class Broken(FakeVoice):
+        async def _chunks(self, text: str, index: int) -> Any:
+            self.fail_on = index
+            async for chunk in super()._chunks(text, index):
+                yield chunk
+
+    voice = Broken(fail_late=True)
+    socket = FakeTwilio(voice=[(1.0, 2.0), (6.0, 7.0)], stop_at=30.0)
+
+    summary = await run_call(
+        socket, ports(FakeEar(["one", "two"]), FakeChat([LONG, LONG]), voice), plan()
+    )
+
+    assert summary.outcome is Outcome.NO_SPEECH
+    assert summary.counts["synthesis_failures"] == 2
+    # Only what was audible before it broke is kept.
+    assert LONG.startswith(summary.turns[0].heard)
+    assert len(summary.turns[0].heard) < 10
+
+
+async def test_synthesis_that_stalls_is_given_up_in_time(autojump_clock: Clock) -> None:
+    voice = FakeVoice(stall_on=0)
+    socket = FakeTwilio(voice=[(1.0, 2.0), (6.0, 7.0)], stop_at=12.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["one", "two"]), FakeChat([LONG, "Fine."]), voice),
+        plan(timeouts=Timeouts(first_audio_s=1.0)),
+    )
+
+    assert [turn.heard for turn in summary.turns] == ["", "Fine."]
+
+
+async def test_provider_endpointing_answers_at_utterance_end(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(stop_at=6.0)
+    ear = FakeEar([])
+    ear.push(Final("are you open"))
+    ear.push(UtteranceEnd())
+
+    summary = await run_call(socket, ports(ear, FakeChat(["Yes."]), endpointing="provider"), plan())
+
+    assert [turn.heard for turn in summary.turns] == ["Yes."]

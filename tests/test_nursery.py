@@ -1,0 +1,43 @@
+"""One call life cycle at a time, in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tests.fakes import FakeChat, FakeEar, FakeTwilio, FakeVoice, plan, ports, read_back
+from voicebot import twilio
+from voicebot.nursery import run_call
+from voicebot.record import Outcome
+
+
+async def test_greeting_is_heard_to_its_end_and_the_call_ends_with_stop(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    socket = FakeTwilio(stop_at=5.0)
+
+    summary = await run_call(socket, ports(), plan(greeting="Hello there."))
+
+    assert summary.outcome is Outcome.HUNG_UP
+    assert summary.duration_s == pytest.approx(5.0, abs=0.03)
+    assert [turn.heard for turn in summary.turns] == ["Hello there."]
+    assert not summary.turns[0].interrupted
+    assert socket.times(twilio.SendClear) == []
+    assert socket.closed == 1000
+
+
+async def test_a_caller_is_answered(autojump_clock: trio.testing.MockClock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=8.0)
+    ear, chat = FakeEar(["are you open"]), FakeChat(["Yes, we are open."])
+
+    summary = await run_call(socket, ports(ear, chat), plan())
+
+    assert [(turn.caller, turn.heard) for turn in summary.turns] == [
+        ("are you open", "Yes, we are open.")
+    ]
+    assert [(m.role, m.content) for m in chat.requests[0]] == [
+        ("system", "be brief"),
+        ("user", "are you open"),
+    ]
+    assert read_back(socket.heard()).startswith("YES")

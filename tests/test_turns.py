@@ -1,0 +1,305 @@
+"""Turn-taking decisions, one by one; no clock but the numbers given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voicebot.ports import Final, Partial, Transcript, UtteranceEnd
+from voicebot.turns import (
+    EndOfTurn,
+    Endpointing,
+    Finalize,
+    Instruction,
+    Interrupt,
+    SpeechStarted,
+    Turns,
+    Verdict,
+)
+
+YES, NO = Verdict(confirmed=True), Verdict(confirmed=False)
+
+
+class Caller:
+    """Drives the machine in 20 ms steps and collects what it orders."""
+
+    def __init__(
+        self, endpointing: Literal["provider", "local"] = "local", *, resume: bool = True
+    ) -> None:
+        self.turns = Turns(Endpointing(resume=resume), endpointing)
+        self.now = 0.0
+        self.orders: list[Instruction] = []
+
+    def hear(self, voice: bool, seconds: float) -> Caller:
+        for _ in range(round(seconds / 0.02)):
+            self.now += 0.02
+            self.orders += self.turns.frame(voice, 60, self.now)
+        return self
+
+    def says(self, transcript: Transcript) -> Caller:
+        self.orders += self.turns.transcript(transcript, self.now)
+        return self
+
+    def bot(self, *, active: bool) -> Caller:
+        if active:
+            self.turns.bot_began()
+        else:
+            self.orders += self.turns.bot_ended(self.now)
+        return self
+
+    def take(self) -> list[Instruction]:
+        orders, self.orders = self.orders, []
+        return orders
+
+
+def kinds(orders: Iterable[Instruction]) -> list[str]:
+    return [type(order).__name__ for order in orders]
+
+
+# Ears decide the end of the turn.
+
+
+def test_speech_words_and_silence_are_a_turn() -> None:
+    caller = Caller().hear(True, 1.0)
+    assert caller.take() == [SpeechStarted(60)]
+    assert caller.turns.caller_talking
+    caller.hear(False, 0.1)
+    assert caller.take() == [Finalize()]
+    caller.says(Final("are you open", finalized=True)).hear(False, 0.2)
+    assert caller.take() == []
+    caller.hear(False, 0.1)
+    assert caller.take() == [EndOfTurn("are you open")]
+    assert not caller.turns.caller_talking
+
+
+def test_a_pause_shorter_than_the_hangover_is_part_of_the_turn() -> None:
+    caller = Caller().hear(True, 0.5).hear(False, 0.1).says(Final("I want", finalized=True))
+    caller.hear(False, 0.2).hear(True, 0.5).hear(False, 0.1)
+    caller.says(Final("a table", finalized=True)).hear(False, 0.4)
+    assert caller.take()[-1] == EndOfTurn("I want a table")
+
+
+def test_the_turn_waits_for_words_still_being_recognised() -> None:
+    caller = Caller().hear(True, 0.5).hear(False, 0.06).hear(True, 0.3).hear(False, 0.02)
+    caller.says(Final("one", finalized=True)).hear(False, 1.0)
+    assert "EndOfTurn" not in kinds(caller.orders)
+    caller.says(Final("two", finalized=True))
+    assert caller.take()[-1] == EndOfTurn("one two")
+
+
+def test_a_recogniser_that_owes_an_answer_too_long_is_not_waited_for() -> None:
+    caller = Caller().hear(True, 0.5).hear(False, 0.06).hear(True, 0.3).hear(False, 0.02)
+    caller.says(Final("one", finalized=True)).hear(False, 2.6)
+    assert caller.take()[-1] == EndOfTurn("one")
+
+
+def test_noise_without_words_is_no_turn() -> None:
+    caller = Caller().hear(True, 0.5).hear(False, 0.1).says(Final("", finalized=True))
+    caller.hear(False, 5.0)
+    assert kinds(caller.take()) == ["SpeechStarted", "Finalize"]
+    assert not caller.turns.caller_talking
+
+
+def test_an_unasked_empty_final_changes_nothing() -> None:
+    caller = Caller().says(Final("", finalized=True)).says(Final("")).says(Partial(""))
+    assert caller.take() == []
+    assert not caller.turns.caller_talking
+
+
+# Over the bot.
+
+
+def test_voice_over_the_bot_interrupts_from_its_onset() -> None:
+    caller = Caller().bot(active=True).hear(True, 0.02)
+    started, interrupt = caller.take()
+    assert started == SpeechStarted(60)
+    assert isinstance(interrupt, Interrupt)
+    assert interrupt.onset == pytest.approx(-0.04)
+
+
+def test_words_confirm() -> None:
+    caller = Caller().bot(active=True).hear(True, 0.4).hear(False, 0.04)
+    caller.take()
+    caller.says(Final("stop", finalized=True))
+    assert caller.take() == [YES]
+    caller.hear(False, 0.4)
+    assert caller.take() == [EndOfTurn("stop")]
+
+
+def test_a_partial_confirms_before_the_voice_falls() -> None:
+    caller = Caller("provider").bot(active=True).hear(True, 0.2)
+    caller.take()
+    assert caller.says(Partial("no wait")).take() == [YES]
+
+
+def test_long_voice_confirms() -> None:
+    caller = Caller().bot(active=True).hear(True, 0.74)
+    assert kinds(caller.take()) == ["SpeechStarted", "Interrupt"]
+    caller.hear(True, 0.04)
+    assert caller.take() == [YES]
+
+
+def test_a_sound_without_words_is_refuted() -> None:
+    caller = Caller().bot(active=True).hear(True, 0.3).hear(False, 0.04)
+    caller.take()
+    caller.says(Final("", finalized=True))
+    assert caller.take() == [NO]
+    assert not caller.turns.caller_talking
+
+
+@pytest.mark.parametrize("text", ["mm-hm", "Mm-hmm.", "Okay, yeah.", "Right…", "uh-huh uh-huh"])
+def test_a_backchannel_is_refuted_and_is_no_turn(text: str) -> None:
+    caller = Caller().bot(active=True).hear(True, 0.3).hear(False, 0.04)
+    caller.says(Final(text, finalized=True)).hear(False, 3.0).bot(active=False).hear(False, 3.0)
+    assert kinds(caller.take()) == ["SpeechStarted", "Interrupt", "Finalize", "Verdict"]
+
+
+@pytest.mark.parametrize("text", ["okay stop", "wait", "yeah but no", "stop"])
+def test_more_than_a_backchannel_is_meant(text: str) -> None:
+    caller = Caller().bot(active=True).hear(True, 0.3).hear(False, 0.04)
+    caller.says(Final(text, finalized=True)).hear(False, 1.0)
+    assert caller.take()[-2:] == [YES, EndOfTurn(text)]
+
+
+def test_a_backchannel_just_before_the_end_of_the_reply_is_an_answer() -> None:
+    caller = Caller().bot(active=True).hear(True, 0.3).hear(False, 0.04)
+    caller.says(Final("yeah", finalized=True)).hear(False, 1.0)
+    caller.take()
+    caller.bot(active=False)
+    assert caller.take() == [EndOfTurn("yeah")]
+
+
+def test_speech_after_a_backchannel_takes_its_place() -> None:
+    caller = Caller().bot(active=True).hear(True, 0.3).hear(False, 0.04)
+    caller.says(Final("yeah", finalized=True)).hear(True, 0.2).bot(active=False)
+    assert EndOfTurn("yeah") not in caller.take()
+
+
+def test_a_backchannel_while_the_bot_is_silent_is_an_answer() -> None:
+    caller = Caller().hear(True, 0.3).hear(False, 0.04).says(Final("okay", finalized=True))
+    caller.hear(False, 0.5)
+    assert caller.take()[-1] == EndOfTurn("okay")
+
+
+def test_the_reply_ending_while_suspected_leaves_nothing_to_resume() -> None:
+    caller = Caller().bot(active=True).hear(True, 0.2)
+    caller.take()
+    caller.bot(active=False)
+    assert caller.take() == [YES]
+    caller.hear(False, 0.04).says(Final("yeah", finalized=True)).hear(False, 0.5)
+    assert caller.take()[-1] == EndOfTurn("yeah")
+
+
+def test_without_resume_the_verdict_comes_with_the_interruption() -> None:
+    caller = Caller(resume=False).bot(active=True).hear(True, 0.02)
+    assert kinds(caller.take()) == ["SpeechStarted", "Interrupt", "Verdict"]
+
+
+def test_after_the_end_of_a_turn_the_reply_owed_can_be_interrupted() -> None:
+    caller = Caller().hear(True, 0.5).hear(False, 0.04).says(Final("one", finalized=True))
+    caller.hear(False, 0.5)
+    caller.take()
+    caller.hear(True, 0.02)
+    assert kinds(caller.take()) == ["SpeechStarted", "Interrupt"]
+
+
+# The provider decides the end of the turn.
+
+
+def test_speech_final_ends_the_turn() -> None:
+    caller = Caller("provider").hear(True, 0.5).says(Final("are you"))
+    caller.says(Partial("open")).says(Final("open", end_of_turn=True))
+    assert caller.take() == [SpeechStarted(60), EndOfTurn("are you open")]
+
+
+def test_speech_final_over_the_bot_is_confirmed_first() -> None:
+    caller = Caller("provider").bot(active=True)
+    caller.says(Final("hold on", end_of_turn=True))
+    assert caller.take() == [Interrupt(0.0), YES, EndOfTurn("hold on")]
+
+
+def test_utterance_end_ends_the_turn_if_there_are_words() -> None:
+    caller = Caller("provider").says(UtteranceEnd())
+    assert caller.take() == []
+    caller.says(Final("hello")).says(UtteranceEnd())
+    assert caller.take() == [EndOfTurn("hello")]
+
+
+def test_ears_do_not_finalize_for_a_provider() -> None:
+    caller = Caller("provider").hear(True, 0.5).hear(False, 0.5)
+    assert Finalize() not in caller.take()
+
+
+def test_an_empty_speech_final_is_no_turn() -> None:
+    assert Caller("provider").says(Final("", end_of_turn=True)).take() == []
+
+
+def test_a_provider_that_never_says_the_end_is_not_waited_for() -> None:
+    caller = Caller("provider").hear(True, 0.5).says(Partial("hel")).says(Final("hello"))
+    caller.says(Partial("are you there")).hear(False, 2.9)
+    assert "EndOfTurn" not in kinds(caller.take())
+    caller.hear(False, 0.2)
+    assert caller.take() == [EndOfTurn("hello are you there")]
+
+
+def test_a_sound_for_which_the_provider_has_no_words_is_refuted() -> None:
+    caller = Caller("provider").bot(active=True).hear(True, 0.3).hear(False, 0.5)
+    assert NO not in caller.take()
+    caller.hear(False, 0.2)
+    assert caller.take() == [NO]
+
+
+def test_a_providers_backchannel_is_refuted_when_it_ends() -> None:
+    caller = Caller("provider").bot(active=True).hear(True, 0.3).says(Partial("yeah"))
+    caller.says(Final("yeah", end_of_turn=True))
+    assert caller.take()[-1] == NO
+
+
+@pytest.mark.parametrize("endpointing", ["provider", "local"])
+@given(data=st.data())
+def test_every_interruption_gets_one_verdict_and_no_word_is_lost_or_doubled(
+    endpointing: Literal["provider", "local"], data: st.DataObject
+) -> None:
+    caller = Caller(endpointing)
+    given_words: list[str] = []
+    active = False
+    steps = data.draw(
+        st.lists(st.sampled_from(["voice", "quiet", "word", "end", "bot"]), max_size=40)
+    )
+    for index, step in enumerate(steps):
+        match step:
+            case "voice" | "quiet":
+                caller.hear(step == "voice", data.draw(st.floats(0.02, 1.2)))
+            case "word":
+                given_words.append(f"w{index}")
+                local = endpointing == "local"
+                caller.says(Final(given_words[-1], end_of_turn=not local, finalized=local))
+            case "end":
+                caller.says(UtteranceEnd())
+            case "bot":
+                active = not active
+                caller.bot(active=active)
+    # Whatever happened, quiet settles it.
+    caller.hear(False, 8.0)
+    orders = caller.take()
+    assert not caller.turns.caller_talking
+    check_verdicts(orders)
+    said = " ".join(order.text for order in orders if isinstance(order, EndOfTurn))
+    assert said.split() == given_words
+
+
+def check_verdicts(orders: Sequence[Instruction]) -> None:
+    """Each interruption is followed by exactly one verdict, before the next one."""
+    waiting = False
+    for order in orders:
+        if isinstance(order, Interrupt):
+            assert not waiting
+            waiting = True
+        elif isinstance(order, Verdict):
+            assert waiting
+            waiting = False
+    assert not waiting

@@ -1,0 +1,262 @@
+"""Settings: read once from the environment and `.env`, checked as a whole, frozen.
+
+Names of accounts and keys are the vendors' own (`TWILIO_ACCOUNT_SID`, …); everything else is
+`VOICEBOT_…`, groups with two underscores (`VOICEBOT_PACING__LEAD_MS`). Every problem is
+reported at once, by name, before the server listens. Nothing else reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from voicebot.errors import ConfigError
+from voicebot.plan import Timeouts
+from voicebot.playout import Pacing
+from voicebot.turns import Endpointing
+from voicebot.vad import Hearing
+
+E164: Final = re.compile(r"\+[1-9][0-9]{6,14}", re.ASCII)  # ITU-T E.164: at most 15 digits
+_ACCOUNT_SID: Final = re.compile(r"AC[0-9a-f]{32}", re.ASCII)
+
+DEFAULT_PROMPT: Final = (
+    "You are the receptionist of Trattoria Aurora, on the phone. Answer in one or two short "
+    "sentences of plain spoken English: no lists, no markup, no emoji. The restaurant is open "
+    "Tuesday to Sunday from noon to ten in the evening. You can take a table booking: ask for "
+    "the day, the time and the number of guests. If you do not know something, say so."
+)
+DEFAULT_GREETING: Final = "Hello, this is Trattoria Aurora. How can I help you?"
+
+
+def _named(*names: str, default: Any, why: str) -> Any:
+    return Field(
+        default=default, validation_alias=AliasChoices(*names, names[0].lower()), description=why
+    )
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Frozen; secrets do not show in its repr.
+
+    Build it with `load`, which turns pydantic's errors into one `ConfigError`.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="VOICEBOT_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        populate_by_name=True,
+    )
+
+    # Accounts and addresses, under the vendors' names.
+    twilio_account_sid: str = _named(
+        "TWILIO_ACCOUNT_SID", default="", why="AC…; empty: no telephone, browser and simulator only"
+    )
+    twilio_auth_token: SecretStr = _named(
+        "TWILIO_AUTH_TOKEN", default=SecretStr(""), why="signs Twilio's requests to us"
+    )
+    twilio_from_number: str = _named(
+        "TWILIO_FROM_NUMBER", default="", why="E.164; caller id of outbound calls"
+    )
+    twilio_api_url: str = _named(
+        "TWILIO_API_URL", default="https://api.twilio.com", why="a stand-in can take its place"
+    )
+    deepgram_api_key: SecretStr = _named(
+        "DEEPGRAM_API_KEY", default=SecretStr(""), why="empty: embedded speech"
+    )
+    deepgram_url: str = _named(
+        "DEEPGRAM_URL",
+        default="https://api.deepgram.com",
+        why="http(s); the WebSocket takes the same host as ws(s)",
+    )
+    groq_api_key: SecretStr = _named(
+        "GROQ_API_KEY", default=SecretStr(""), why="empty: the scripted brain"
+    )
+    groq_base_url: str = _named(
+        "GROQ_BASE_URL",
+        default="https://api.groq.com",
+        why="any OpenAI-compatible server that answers under /openai/v1; a loopback one needs "
+        "no key",
+    )
+    public_url: str = _named(
+        "PUBLIC_URL", default="", why="https://… under which Twilio reaches this server"
+    )
+
+    # Models.
+    deepgram_stt_model: str = Field("nova-3", description="speech to text, v1 listen")
+    deepgram_tts_model: str = Field("aura-2-thalia-en", description="the voice")
+    groq_model: str = Field(
+        "openai/gpt-oss-20b", description="production model of 2026, about 1,000 tokens/s"
+    )
+    voice: Literal["auto", "piper", "espeak"] = Field(
+        "auto", description="the embedded voice; auto: piper where it is installed, else espeak-ng"
+    )
+    language: str = Field("en", description="BCP 47 tag given to speech to text")
+
+    # The bot.
+    prompt: str = Field(DEFAULT_PROMPT, description="system prompt")
+    greeting: str = Field(DEFAULT_GREETING, description="spoken first; empty: the caller begins")
+
+    # The service.
+    api_key: SecretStr = Field(
+        SecretStr(""),
+        description="bearer key of POST /calls; without one only direct loopback requests may call",
+    )
+    max_calls: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        40,
+        description="calls at once; a further caller hears that the line is busy. 40 is 65 % "
+        "of a core with Deepgram and Groq",
+    )
+    max_embedded_calls: Annotated[int, Field(ge=1, le=64)] = Field(
+        4, description="calls at once while speech is embedded: two cores keep up with four"
+    )
+    start_timeout_s: Annotated[float, Field(gt=0, le=60)] = Field(
+        5.0, description="a media socket must send start within this; Twilio does in < 1 s"
+    )
+    token_ttl_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        60.0, description="a stream token lives this long; Twilio connects within a few seconds"
+    )
+    drain_s: Annotated[float, Field(ge=0, le=7200)] = Field(
+        5.0, description="live calls may go on this long after SIGTERM"
+    )
+    send_deadline_s: Annotated[float, Field(gt=0, le=60)] = Field(
+        5.0, description="a socket that takes no byte for this long is dropped, and its call ends"
+    )
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    # The engine; the defaults and their reasons stand beside the code that uses them.
+    hearing: Hearing = Hearing()
+    endpointing: Endpointing = Endpointing()
+    pacing: Pacing = Pacing()
+    timeouts: Timeouts = Timeouts()
+
+    @property
+    def telephony(self) -> bool:
+        """Whether a Twilio account is configured."""
+        return bool(self.twilio_account_sid)
+
+    @property
+    def deepgram(self) -> bool:
+        """Whether Deepgram hears and speaks; the embedded parts do otherwise."""
+        return bool(self.deepgram_api_key.get_secret_value())
+
+    @property
+    def groq(self) -> bool:
+        """Whether a language model answers; the scripted brain does otherwise."""
+        return bool(self.groq_api_key.get_secret_value()) or (
+            "groq_base_url" in self.model_fields_set and _is_loopback(self.groq_base_url)
+        )
+
+    @property
+    def call_limit(self) -> int:
+        """Calls at once, by what the configured parts can carry."""
+        return self.max_calls if self.deepgram else min(self.max_calls, self.max_embedded_calls)
+
+
+def load(environ: Mapping[str, str] | None = None, env_file: Path | None = None) -> Settings:
+    """Read and check all settings.
+
+    Args:
+        environ: instead of the process environment, for tests.
+        env_file: a `.env` file; the environment wins over it. It may be absent.
+
+    Raises:
+        ConfigError: with every problem, each naming the variable and what to do.
+    """
+    variables = {
+        **(dotenv_values(env_file) if env_file else {}),
+        **(os.environ if environ is None else environ),
+    }
+    source = EnvSettingsSource(Settings)
+    source.env_vars = {name.lower(): value for name, value in variables.items() if value}
+    given = source()
+    try:
+        settings, problems = Settings.model_validate(given), []
+    except ValidationError as exc:
+        problems = [_describe(error) for error in exc.errors()]
+        # The rest is checked as well, so that one start shows everything there is to mend.
+        wrong = {str(error["loc"][0]) for error in exc.errors()}
+        settings = Settings.model_validate(
+            {name: value for name, value in given.items() if name not in wrong}
+        )
+    problems += _contradictions(settings)
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _describe(error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    name = "__".join(path).upper()
+    if path[0].lower() not in _VENDOR_NAMES:
+        name = f"VOICEBOT_{name}"
+    # The value itself may be a secret, so it is not repeated.
+    return f"{name}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+_VENDOR_NAMES: Final = frozenset(
+    name for name, info in Settings.model_fields.items() if info.validation_alias is not None
+)
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """Return what is wrong between settings that are each well-formed."""
+    problems = []
+    if settings.twilio_account_sid and not _ACCOUNT_SID.fullmatch(settings.twilio_account_sid):
+        problems.append(
+            "TWILIO_ACCOUNT_SID: must be AC and 32 lowercase hexadecimal digits; "
+            "copy it from the Twilio Console"
+        )
+    if settings.twilio_account_sid and not settings.twilio_auth_token.get_secret_value():
+        problems.append("TWILIO_AUTH_TOKEN: is missing, TWILIO_ACCOUNT_SID is set")
+    if settings.twilio_auth_token.get_secret_value() and not settings.twilio_account_sid:
+        problems.append("TWILIO_ACCOUNT_SID: is missing, TWILIO_AUTH_TOKEN is set")
+    if settings.twilio_from_number and not E164.fullmatch(settings.twilio_from_number):
+        problems.append("TWILIO_FROM_NUMBER: must be E.164, like +15550100123")
+    if settings.telephony and not settings.public_url:
+        problems.append(
+            "PUBLIC_URL: is missing; set it to the https:// address under which Twilio reaches "
+            "this server, for example that of your tunnel"
+        )
+    if settings.public_url:
+        problems += _check_url("PUBLIC_URL", settings.public_url, allow_path=False)
+        if settings.telephony and urlsplit(settings.public_url).scheme != "https":
+            problems.append("PUBLIC_URL: must begin with https://; Twilio streams to wss:// only")
+    problems += _check_url("TWILIO_API_URL", settings.twilio_api_url)
+    problems += _check_url("DEEPGRAM_URL", settings.deepgram_url)
+    problems += _check_url("GROQ_BASE_URL", settings.groq_base_url)
+    if settings.log_level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        problems.append("VOICEBOT_LOG_LEVEL: must be DEBUG, INFO, WARNING or ERROR")
+    return problems
+
+
+def _check_url(name: str, url: str, *, allow_path: bool = True) -> list[str]:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return [f"{name}: is not a URL"]
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        return [f"{name}: must be http(s)://host[:port]"]
+    if (
+        parts.query
+        or parts.fragment
+        or parts.username
+        or (not allow_path and parts.path.strip("/"))
+    ):
+        return [f"{name}: must be only a scheme, a host and maybe a port"]
+    return []
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in {"localhost", "::1"} or host.startswith("127.")

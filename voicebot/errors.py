@@ -1,0 +1,111 @@
+"""Every error this package raises on purpose.
+
+    VoicebotError
+    ├── ConfigError            settings are missing or wrong: all problems at once
+    ├── MissingPart            an optional part (extra, weights) is not installed
+    ├── ProtocolError
+    │   ├── LocalProtocolError     we broke a rule: a bug here
+    │   └── RemoteProtocolError    the peer broke a rule: its stream ends, nothing else
+    ├── SocketClosed           the Twilio socket is gone; an outcome, not a fault
+    ├── ProviderError          a provider failed
+    │   ├── ProviderTimeout        too late
+    │   └── ProviderRejected       answered, with a refusal
+    └── CallRefused            a call is not taken or not placed
+
+Vendor exceptions never leave the file that talks to the vendor. A hang-up is an outcome of
+a call and not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class VoicebotError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class ConfigError(VoicebotError):
+    """Settings are missing or wrong. `problems` names every one of them, not just the first."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class MissingPart(VoicebotError):
+    """An optional part is not installed or not intact; the message says what to install."""
+
+
+class ProtocolError(VoicebotError):
+    """A rule of a wire protocol was broken."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This side was about to break, or broke, a rule: a bug."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke a rule that its stream does not survive.
+
+    `kind` is a short constant for logs and counters; `close_code` is the RFC 6455 code to
+    close the WebSocket with.
+    """
+
+    def __init__(self, kind: str, detail: str = "", *, close_code: int = 1008) -> None:
+        self.kind = kind
+        self.detail = detail
+        self.close_code = close_code
+        super().__init__(f"{kind}: {detail}" if detail else kind)
+
+
+class SocketClosed(VoicebotError):
+    """The Twilio socket is gone. `code` is the close code, 1006 where there was none."""
+
+    def __init__(self, code: int = 1006) -> None:
+        self.code = code
+        super().__init__(f"media socket closed with code {code}")
+
+
+class ProviderError(VoicebotError):
+    """A provider (speech, language model, telephony) failed.
+
+    `provider` is a short name for logs ("deepgram-stt", "groq", …); `retryable` says whether
+    the same request may be tried again.
+    """
+
+    def __init__(self, provider: str, message: str, *, retryable: bool = False) -> None:
+        self.provider = provider
+        self.retryable = retryable
+        super().__init__(f"{provider}: {message}")
+
+
+class ProviderTimeout(ProviderError):
+    """A provider did not answer, or stopped answering, in time."""
+
+    def __init__(self, provider: str, message: str) -> None:
+        super().__init__(provider, message, retryable=True)
+
+
+class ProviderRejected(ProviderError):
+    """A provider answered with a refusal.
+
+    `status` is the HTTP status (0 where there is none) and `code` the provider's own code.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        message: str,
+        *,
+        status: int = 0,
+        code: str | int | None = None,
+        retryable: bool = False,
+    ) -> None:
+        self.status = status
+        self.code = code
+        super().__init__(provider, message, retryable=retryable)
+
+
+class CallRefused(VoicebotError):
+    """A call is not taken or not placed; the message says why and what to do."""

@@ -1,0 +1,57 @@
+"""Logging: one JSON object a line on standard error, with the call it belongs to.
+
+The message is a constant event name, values stand beside it. Content (numbers, words) is only
+ever under names that begin with `pii_`, and those are left out unless asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Final, TextIO
+
+#: SID of the call that the current task belongs to; children inherit it when they are started.
+call_sid: Final[ContextVar[str | None]] = ContextVar("call_sid", default=None)
+
+_STANDARD: Final = frozenset(
+    (*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime", "taskName")
+)
+
+
+class JsonLines(logging.Formatter):
+    """Formats a record as one line of JSON."""
+
+    def __init__(self, *, content: bool) -> None:
+        super().__init__()
+        self._content = content
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its end."""
+        entry: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        sid = call_sid.get()
+        if sid is not None:
+            entry["call_sid"] = sid
+        for name, value in vars(record).items():
+            if name not in _STANDARD and (self._content or not name.startswith("pii_")):
+                entry[name] = value
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str, ensure_ascii=False)
+
+
+def configure(level: str, *, content: bool = False, stream: TextIO | None = None) -> None:
+    """Send all logging of the process to one stream; libraries only from WARNING on."""
+    output = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    output.setFormatter(JsonLines(content=content))
+    root = logging.getLogger()
+    root.handlers[:] = [output]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("voicebot").setLevel(level.upper())

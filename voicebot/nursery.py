@@ -1,0 +1,603 @@
+"""The life of a call: its nurseries, its scopes, and what ends each of them.
+
+    run_call
+      call nursery            owns writer, listen, transcribe, converse; `_Call.end` ends it
+        writer                the only task that sends on the media socket; outlives every turn
+        listen scope          socket -> ears -> turn-taking; never waits for a provider
+        transcribe            ring of caller audio -> recogniser -> turn-taking
+        converse              one turn after the other; its own task speaks
+          turn nursery        owns think and synth
+            think scope       language model -> pieces of text
+            synth             pieces -> speech -> reel; survives a stop of speaking
+          speak scope         reel -> writer, at most `lead_ms` ahead; no provider inside
+
+Barge-in is cancel, join, clear: the listen scope cancels the speak scope in one synchronous
+step, leaving the scope's block is the join, and only then is `clear` handed to the writer,
+behind the message it may be writing. Whether the interruption was meant is decided after
+the bot is silent; until then think and synth go on.
+
+Imports core, ports and trio: no vendor, no socket, no JSON.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, assert_never
+
+import trio
+
+from voicebot import audio, twilio
+from voicebot.dialog import Dialog
+from voicebot.errors import ProviderError, ProviderTimeout, RemoteProtocolError, SocketClosed
+from voicebot.floor import Bell, Floor
+from voicebot.plan import CallPlan
+from voicebot.playout import Cut, Epoch, Ledger
+from voicebot.ports import MediaSocket, Ports, Transcriber
+from voicebot.record import CallSummary, Journal, Outcome, TurnRecord
+from voicebot.reel import Reel
+from voicebot.sentences import SentenceSplitter
+from voicebot.turns import (
+    EndOfTurn,
+    Finalize,
+    Instruction,
+    Interrupt,
+    SpeechStarted,
+    Turns,
+    Verdict,
+)
+
+_log = logging.getLogger(__name__)
+
+RING_S: Final = 10.0  # caller audio kept for a recogniser that is still connecting
+FEED_MS: Final = 60  # audio per message to the recogniser: its cost is per message
+PIECES: Final = 64  # sentences waiting for synthesis, so that the model's stream is drained
+CLOCK_S: Final = 0.001  # what a timer may be early by, rounding included
+REEL_AHEAD_S: Final = 20.0  # synthesised and not yet spoken: 160 kB, enough for any pause
+
+
+@dataclass(frozen=True, slots=True)
+class _Media:
+    epoch: Epoch
+    audio: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    epoch: Epoch
+
+
+@dataclass(slots=True)
+class _EndEpoch:
+    """Request to end the open epoch behind everything handed over; then `cut` is there."""
+
+    clear: bool  # whether Twilio must drop what it still holds
+    done: trio.Event = field(default_factory=trio.Event)
+    cut: Cut | None = None
+
+
+_Outbound = _Media | _Mark | _EndEpoch
+_Think = Callable[[SentenceSplitter, "trio.MemorySendChannel[str]", "_Reply"], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class _Reply:
+    """A reply under way: what think, synth and speak share."""
+
+    record: TurnRecord
+    reel: Reel = field(default_factory=Reel)
+    moved: Bell = field(default_factory=Bell)  # the reel has grown, or was spoken further
+    spoken: int = 0  # position up to which audio was handed to the writer
+    heard: int = 0  # position up to which the caller heard it, once an epoch has ended
+
+
+async def run_call(
+    socket: MediaSocket,
+    ports: Ports,
+    plan: CallPlan,
+    *,
+    on_end: Callable[[CallSummary], None] | None = None,
+) -> CallSummary:
+    """Run one call from `start` to its end; return what happened.
+
+    Raises nothing that concerns only this call: a hang-up is an outcome, and so is a bug,
+    which is logged. The socket is closed on return.
+
+    Args:
+        on_end: is given the summary once, however the call ends; synchronous, so that a
+            cancelled call is recorded as well.
+
+    Cancellation: everything of the call is cancelled and joined.
+
+    Owns: the call nursery. It ends when `_Call.end` is called or the call gets too long.
+    """
+    call = _Call(socket, ports, plan)
+    try:
+        with trio.move_on_after(plan.timeouts.call_s) as length:
+            async with trio.open_nursery() as nursery:  # owns the four tasks; `end` ends it
+                call.scope = nursery.cancel_scope
+                outbound_send, outbound_receive = trio.open_memory_channel[_Outbound](0)
+                call.outbound = outbound_send
+                sid = socket.start.call_sid
+                nursery.start_soon(call.write, outbound_receive, name=f"write {sid}")
+                nursery.start_soon(call.listen, name=f"listen {sid}")
+                nursery.start_soon(call.transcribe, name=f"transcribe {sid}")
+                nursery.start_soon(call.converse, name=f"converse {sid}")
+        if length.cancelled_caught:
+            call.outcome = Outcome.TOO_LONG
+    except* Exception as crash:
+        call.outcome = Outcome.CRASHED
+        _log.error("call_crashed", exc_info=crash)
+    finally:
+        summary = call.summary()
+        if on_end is not None:
+            on_end(summary)
+        _log.info(
+            "call_ended",
+            extra={
+                "outcome": summary.outcome.value,
+                "duration_s": round(summary.duration_s, 3),
+                "turns": len(summary.turns),
+                "counts": summary.counts,
+            },
+        )
+    await socket.aclose(1011 if summary.outcome is Outcome.CRASHED else 1000)
+    return summary
+
+
+class _Call:
+    """What the scopes of one call share. Every method is one task, or a step of one."""
+
+    scope: trio.CancelScope
+    outbound: trio.MemorySendChannel[_Outbound]
+
+    def __init__(self, socket: MediaSocket, ports: Ports, plan: CallPlan) -> None:
+        self.outcome = Outcome.CANCELLED
+        self._socket = socket
+        self._ports = ports
+        self._plan = plan
+        self._began = trio.current_time()
+        self._journal = Journal(self._began)
+        self._floor = Floor()
+        self._ledger = Ledger(plan.pacing)
+        self._turns = Turns(plan.endpointing, ports.endpointing)
+        self._dialog = Dialog(plan.prompt)
+        self._ears = ports.open_ears()
+        self._framer = audio.Framer()
+        # Caller audio and edges on their way to the recogniser, in order.
+        self._ring: deque[bytes | SpeechStarted | Finalize] = deque()
+        self._ring_bytes = self._ring_edges = 0
+        self._fed = Bell()
+        self._inbox: list[str] = []  # turns of the caller not answered yet
+        self._called = Bell()
+        self._echoed = Bell()
+        self._giving_up: Outcome | None = None
+        self._thinking: trio.CancelScope | None = None
+        self._speech_failures = 0
+
+    def end(self, outcome: Outcome) -> None:
+        """End the call. The first reason given is the one that counts."""
+        if not self.scope.cancel_called:
+            self.outcome = outcome
+            self.scope.cancel(reason=outcome.value)
+
+    def summary(self) -> CallSummary:
+        """Return what is known now."""
+        return CallSummary(
+            call_sid=self._socket.start.call_sid,
+            stream_sid=self._socket.start.stream_sid,
+            outcome=self.outcome,
+            duration_s=trio.current_time() - self._began,
+            turns=tuple(self._journal.turns),
+            timeline=tuple(self._journal.timeline),
+            counts={
+                **self._journal.counts,
+                "gaps": self._framer.gaps,
+                "gap_ms": self._framer.gap_ms,
+                "underruns": self._ledger.underruns,
+                "underrun_ms": round(self._ledger.underrun_s * 1_000),
+                "stale_marks": self._ledger.stale_marks,
+            },
+        )
+
+    def _note(self, what: str, **detail: Any) -> float:
+        return self._journal.note(trio.current_time(), what, **detail)
+
+    # The writer.
+
+    async def write(self, outbound: trio.MemoryReceiveChannel[_Outbound]) -> None:
+        """Send everything that is sent, and tell the ledger when it is."""
+        try:
+            while True:
+                item = await outbound.receive()
+                # Cancelling a send dooms the socket, so lateness ends the call.
+                with trio.move_on_after(self._plan.send_deadline_s) as deadline:
+                    await self._write_item(item)
+                if deadline.cancelled_caught:
+                    self.end(Outcome.SEND_TIMEOUT)
+        except SocketClosed:
+            self.end(Outcome.SOCKET_CLOSED)
+
+    async def _write_item(self, item: _Outbound) -> None:
+        match item:
+            case _Media(epoch, chunk):
+                await self._socket.send(twilio.SendMedia(chunk))
+                self._ledger.media_written(epoch, chunk, trio.current_time())
+            case _Mark(epoch):
+                name = self._ledger.next_mark(epoch)
+                await self._socket.send(twilio.SendMark(name))
+                self._ledger.mark_written(epoch, name)
+            case _EndEpoch(clear):  # pragma: no branch - the union has no other member
+                needed = clear and self._ledger.clear_needed()
+                if needed:
+                    await self._socket.send(twilio.SendClear())
+                item.cut = self._ledger.close(trio.current_time(), cleared=needed)
+                item.done.set()
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    # The listen scope.
+
+    async def listen(self) -> None:
+        """Take the caller's audio, keys and the echoes of marks until the stream ends."""
+        timeout = self._plan.timeouts.media_s
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + timeout) as alive:
+                while True:
+                    event = await self._socket.receive()
+                    match event:
+                        case twilio.Media(timestamp_ms, payload):
+                            now = trio.current_time()
+                            alive.deadline = now + timeout
+                            for frame in self._framer.push(payload, timestamp_ms):
+                                self._hear(frame, now)
+                        case twilio.Mark(name):
+                            self._mark_echoed(name)
+                        case twilio.Dtmf(_):
+                            self._note("dtmf")
+                        case twilio.Stop():
+                            self.end(Outcome.HUNG_UP)
+                            return
+                        case _ as unreachable:
+                            assert_never(unreachable)
+            self.end(Outcome.MEDIA_TIMEOUT)
+        except SocketClosed:
+            self.end(Outcome.SOCKET_CLOSED)
+        except RemoteProtocolError as exc:
+            self._note("protocol_error", kind=exc.kind)
+            self.end(Outcome.PROTOCOL_ERROR)
+
+    def _hear(self, frame: bytes, now: float) -> None:
+        voice = self._ears.hear(frame, echo_dbov=self._ledger.playing_dbov(now))
+        self._feed(frame)
+        self._obey(self._turns.frame(voice, self._ears.onset_ms, now))
+
+    def _mark_echoed(self, name: str) -> None:
+        if self._ledger.mark_echoed(name, trio.current_time()):
+            self._echoed.ring()
+
+    def _feed(self, item: bytes | SpeechStarted | Finalize) -> None:
+        """Queue for the recogniser; the oldest audio goes when it cannot keep up."""
+        self._ring.append(item)
+        if isinstance(item, bytes):
+            self._ring_bytes += len(item)
+        else:
+            self._ring_edges += 1
+        while self._ring_bytes > RING_S * audio.BYTES_PER_S:
+            oldest = self._ring.popleft()
+            if isinstance(oldest, bytes):
+                self._ring_bytes -= len(oldest)
+                self._journal.count("unrecognised_ms", len(oldest) / audio.BYTES_PER_MS)
+            else:
+                self._ring_edges -= 1
+        self._fed.ring()
+
+    def _obey(self, instructions: Sequence[Instruction]) -> None:
+        """Do what turn-taking says. Synchronous: one step for every other task."""
+        for instruction in instructions:
+            match instruction:
+                case SpeechStarted() | Finalize():
+                    self._feed(instruction)
+                case Interrupt(onset):
+                    self._floor.interrupt()
+                    self._note("interrupt", onset=onset - self._began)
+                    self._journal.count("interruptions")
+                case Verdict(confirmed):
+                    self._floor.decide(confirmed)
+                    self._note("confirmed" if confirmed else "refuted")
+                    if confirmed and self._thinking is not None:
+                        self._thinking.cancel(reason="barge-in")
+                case EndOfTurn(text):
+                    self._floor.given()
+                    self._note("end_of_turn")
+                    self._inbox.append(text)
+                    self._called.ring()
+                case _ as unreachable:
+                    assert_never(unreachable)
+
+    # The recogniser.
+
+    async def transcribe(self) -> None:
+        """Keep a recogniser open and fed; give up after a few failures in a row."""
+        timeouts = self._plan.timeouts
+        failures = 0
+        while failures < timeouts.transcriber_tries:
+            if failures:
+                await trio.sleep(timeouts.transcriber_pause_s * 2 ** (failures - 1))
+            try:
+                async with self._ports.open_transcriber() as transcriber:
+                    async with trio.open_nursery() as recogniser:  # owns the feed; ends on error
+                        recogniser.start_soon(self._feed_from_ring, transcriber)
+                        while True:
+                            transcript = await transcriber.receive()
+                            failures = 0
+                            self._obey(self._turns.transcript(transcript, trio.current_time()))
+            except* ProviderError as errors:
+                failures += 1
+                self._journal.count("recogniser_failures")
+                self._note("recogniser_failed")
+                _log.warning("recogniser_failed", exc_info=errors)
+        self._give_up(Outcome.NO_RECOGNITION)
+
+    def _give_up(self, outcome: Outcome) -> None:
+        """Stop what is being said, say goodbye, and end the call."""
+        self._giving_up = outcome
+        self._floor.interrupt()
+        self._floor.decide(True)
+        self._called.ring()
+
+    async def _feed_from_ring(self, transcriber: Transcriber) -> None:
+        """Hand over audio in batches, and each edge behind the audio it follows."""
+        while True:
+            while self._ring_bytes < FEED_MS * audio.BYTES_PER_MS and not self._ring_edges:
+                await self._fed.wait()
+            batch = bytearray()
+            while self._ring and len(batch) < audio.BYTES_PER_S:
+                item = self._ring.popleft()
+                if not isinstance(item, bytes):
+                    self._ring.appendleft(item)
+                    break
+                batch += item
+            if batch:
+                self._ring_bytes -= len(batch)
+                await transcriber.send(bytes(batch))
+                continue
+            edge = self._ring.popleft()
+            self._ring_edges -= 1
+            if isinstance(edge, SpeechStarted):
+                transcriber.speech_started(edge.ago_ms)
+            else:
+                await transcriber.finalize()
+
+    # Conversing: one turn after the other.
+
+    async def converse(self) -> None:
+        """Greet, then answer the caller's turns until the call ends."""
+        if self._plan.greeting:
+            await self._turn("", self._recite(self._plan.greeting))
+        while True:
+            while not self._inbox and self._giving_up is None:
+                await self._called.wait()
+            if self._giving_up is not None:
+                self._floor.given()
+                await self._turn("", self._recite(self._plan.farewell))
+                self.end(self._giving_up)
+                return
+            text = " ".join(self._inbox)
+            self._inbox.clear()
+            self._dialog.caller_said(text)
+            await self._turn(text, self._answer)
+
+    async def _turn(self, caller: str, think: _Think) -> None:
+        """Give one reply: think, synthesise, speak, and be stopped or heard.
+
+        Owns: the turn nursery. It ends when the reply has been heard, or when an interruption
+        was meant; leaving it joins think and synth.
+        """
+        number = len(self._journal.turns)
+        record = TurnRecord(number, caller, self._note("turn", number=number))
+        self._journal.turns.append(record)
+        reply = _Reply(record)
+        self._turns.bot_began()
+        try:
+            async with trio.open_nursery() as turn:  # owns think and synth
+                pieces_send, pieces_receive = trio.open_memory_channel[str](PIECES)
+                turn.start_soon(self._think, think, pieces_send, reply, name=f"think #{number}")
+                turn.start_soon(self._synth, pieces_receive, reply, name=f"synth #{number}")
+                record.interrupted = not await self._deliver(reply)
+                turn.cancel_scope.cancel(reason="barge-in" if record.interrupted else "heard")
+        finally:
+            # Also when the call ends in the middle: what was heard until then counts.
+            if self._ledger.open_epoch is not None:
+                record.interrupted = True
+                reply.heard = self._ledger.heard(trio.current_time())
+            record.heard = reply.reel.heard(reply.heard)
+            self._dialog.bot_said(record.heard, interrupted=record.interrupted)
+        if not self._inbox:
+            self._obey(self._turns.bot_ended(trio.current_time()))
+
+    async def _deliver(self, reply: _Reply) -> bool:
+        """Speak a reply until it has been heard, through refuted interruptions.
+
+        Returns whether it was heard to its end; otherwise an interruption was meant.
+
+        Owns: the speak scope. The floor cancels it; leaving its block is the join that makes
+        the clear come after the last media.
+        """
+        position, n = 0, 0
+        while True:
+            epoch = Epoch(reply.record.number, n)
+            self._ledger.open(epoch, position)
+            with trio.CancelScope() as speak, self._floor.held(speak):
+                await self._speak(reply, position, epoch)
+            cut = await self._end_epoch(clear=speak.cancelled_caught)
+            reply.heard = cut.heard
+            if not speak.cancelled_caught:
+                reply.heard = reply.reel.length
+                return True
+            self._note("silenced", heard_ms=cut.heard // audio.BYTES_PER_MS, cleared=cut.cleared)
+            if cut.cleared:
+                self._journal.count("clears")
+                self._journal.count("discarded_ms", cut.discarded / audio.BYTES_PER_MS)
+            if await self._floor.decided():
+                return False
+            self._note("resumed")
+            self._journal.count("resumes")
+            position, n = reply.reel.word_edge(cut.heard), n + 1
+
+    async def _end_epoch(self, *, clear: bool) -> Cut:
+        """End the open epoch; return when everything of it, and the clear, is written."""
+        request = _EndEpoch(clear)
+        await self.outbound.send(request)
+        await request.done.wait()
+        assert request.cut is not None  # the writer sets it before `done`
+        return request.cut
+
+    # The think scope.
+
+    async def _think(
+        self, think: _Think, pieces: trio.MemorySendChannel[str], reply: _Reply
+    ) -> None:
+        """Turn the reply's words into pieces to be spoken; apologise if there are none."""
+        splitter = SentenceSplitter()
+        with pieces, trio.CancelScope() as self._thinking:
+            try:
+                await think(splitter, pieces, reply)
+            except ProviderError:
+                self._journal.count("thinking_failures")
+                self._note("thinking_failed")
+                _log.warning("thinking_failed", exc_info=True)
+                await self._give(self._plan.apology, pieces, reply)
+            else:
+                for piece in splitter.flush():
+                    await self._give(piece, pieces, reply)
+
+    async def _answer(
+        self, splitter: SentenceSplitter, pieces: trio.MemorySendChannel[str], reply: _Reply
+    ) -> None:
+        """Stream an answer of the language model."""
+        timeouts = self._plan.timeouts
+        try:
+            with trio.fail_after(timeouts.first_token_s) as patience:
+                async with self._ports.chat.open_reply(self._dialog.messages()) as deltas:
+                    async for delta in deltas:
+                        patience.deadline = math.inf  # waiting for synth is not the model's fault
+                        for piece in splitter.push(delta):
+                            await self._give(piece, pieces, reply)
+                        patience.deadline = trio.current_time() + timeouts.token_gap_s
+        except trio.TooSlowError as exc:
+            raise ProviderTimeout("chat", "no text in time") from exc
+
+    def _recite(self, text: str) -> _Think:
+        """Return a think step that says a fixed text."""
+
+        async def recite(
+            splitter: SentenceSplitter, pieces: trio.MemorySendChannel[str], reply: _Reply
+        ) -> None:
+            for piece in splitter.push(text):
+                await self._give(piece, pieces, reply)
+
+        return recite
+
+    async def _give(self, piece: str, pieces: trio.MemorySendChannel[str], reply: _Reply) -> None:
+        record = reply.record
+        if record.first_text is None:
+            record.first_text = self._note("first_text")
+        record.generated = f"{record.generated} {piece}".lstrip()
+        await pieces.send(piece)
+
+    # Synthesis, which survives a stop of speaking.
+
+    async def _synth(self, pieces: trio.MemoryReceiveChannel[str], reply: _Reply) -> None:
+        """Speak pieces onto the reel, the next while one is playing."""
+        with pieces:
+            try:
+                async for piece in pieces:
+                    await self._synthesise(piece, reply)
+                    self._speech_failures = 0
+            except ProviderError:
+                self._journal.count("synthesis_failures")
+                self._note("synthesis_failed")
+                _log.warning("synthesis_failed", exc_info=True)
+                self._speech_failures += 1
+                if self._speech_failures >= self._plan.timeouts.speech_failures:
+                    self.end(Outcome.NO_SPEECH)
+        reply.reel.close()
+        reply.moved.ring()
+
+    async def _synthesise(self, piece: str, reply: _Reply) -> None:
+        timeouts, reel = self._plan.timeouts, reply.reel
+        reel.begin(piece)
+        try:
+            with trio.fail_after(timeouts.first_audio_s) as patience:
+                async with self._ports.synthesizer.open_speech(piece) as chunks:
+                    async for chunk in chunks:
+                        patience.deadline = math.inf  # waiting for the caller to listen is not late
+                        if reply.record.first_audio is None:
+                            reply.record.first_audio = self._note("first_audio")
+                        reel.append(chunk)
+                        reply.moved.ring()
+                        while reel.length - reply.spoken > REEL_AHEAD_S * audio.BYTES_PER_S:
+                            await reply.moved.wait()
+                        patience.deadline = trio.current_time() + timeouts.audio_gap_s
+        except trio.TooSlowError as exc:
+            raise ProviderTimeout("speech", "no audio in time") from exc
+        reel.end()
+
+    # The speak scope: the reel and the writer, no provider, no await in cleanup.
+
+    async def _speak(self, reply: _Reply, position: int, epoch: Epoch) -> None:
+        """Hand the reel to the writer in playing time; return when it has been heard."""
+        pacing, reel, ledger = self._plan.pacing, reply.reel, self._ledger
+        chunk_bytes = pacing.chunk_ms * audio.BYTES_PER_MS
+        # A whole message must fit under the lead.
+        threshold = (pacing.lead_ms - pacing.chunk_ms) / 1_000
+        handed = unmarked = 0
+        while True:
+            ahead = ledger.buffered_s(trio.current_time())
+            ahead += (handed - ledger.written) / audio.BYTES_PER_S
+            if ahead > threshold + CLOCK_S:
+                await trio.sleep(ahead - threshold)
+                continue
+            chunk = reel.read(position, chunk_bytes)
+            if not reel.closed and len(chunk) < (chunk_bytes if ahead else audio.FRAME_BYTES):
+                if unmarked and not chunk:
+                    # A pause in the reply: whether it was heard up to here must be known.
+                    await self.outbound.send(_Mark(epoch))
+                    unmarked = 0
+                    continue
+                # What is there goes out before Twilio runs dry, however little it is.
+                with trio.move_on_after(ahead or math.inf):
+                    await reply.moved.wait()
+                continue
+            if not chunk:
+                break
+            position += len(chunk)
+            chunk = chunk.ljust(
+                -(-len(chunk) // audio.FRAME_BYTES) * audio.FRAME_BYTES, bytes([audio.SILENCE])
+            )
+            if not handed and epoch.n:
+                chunk = audio.fade_in(chunk)
+            await self.outbound.send(_Media(epoch, chunk))
+            handed += len(chunk)
+            unmarked += len(chunk)
+            if reply.record.first_media is None:
+                reply.record.first_media = self._note("first_media")
+            if unmarked >= pacing.mark_every_ms * audio.BYTES_PER_MS:
+                await self.outbound.send(_Mark(epoch))
+                unmarked = 0
+            reply.spoken = max(reply.spoken, position)
+            reel.forget(position - pacing.keep_ms * audio.BYTES_PER_MS)
+            reply.moved.ring()
+        if unmarked:
+            await self.outbound.send(_Mark(epoch))
+        # Everything is written, for the writer has taken the mark that follows it.
+        while not ledger.played_out():
+            with trio.move_on_at(ledger.overdue_at()) as overdue:
+                await self._echoed.wait()
+            if overdue.cancelled_caught:
+                self._journal.count("lost_marks")
+                return

@@ -1,0 +1,37 @@
+"""What a bot says and how a call is run: the numbers and texts that one call is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from voicebot.playout import Pacing
+from voicebot.turns import Endpointing
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Bounds on every wait of a call for somebody else, in seconds."""
+
+    media_s: float = 5.0  # no audio of the caller: the stream is dead, whatever TCP says
+    first_token_s: float = 6.0  # people hang up after a few seconds of silence
+    token_gap_s: float = 4.0  # a model that stalls mid-answer does not come back
+    first_audio_s: float = 6.0  # as for the first token
+    audio_gap_s: float = 4.0  # as for the gap between tokens
+    call_s: float = 3_600.0  # a call this long is a forgotten handset; Twilio's own limit is 4 h
+    transcriber_tries: int = 3  # openings of the recogniser in a row that may fail
+    transcriber_pause_s: float = 0.5  # before the second try, then doubled
+    speech_failures: int = 2  # replies in a row that could not be spoken, before giving up
+
+
+@dataclass(frozen=True, slots=True)
+class CallPlan:
+    """What a bot says and how a call is run."""
+
+    prompt: str
+    greeting: str
+    apology: str = "Sorry, I did not manage that. Could you say it again, please?"
+    farewell: str = "Sorry, I cannot hear you any more. Please call again. Goodbye."
+    pacing: Pacing = field(default_factory=Pacing)
+    endpointing: Endpointing = field(default_factory=Endpointing)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    send_deadline_s: float = 5.0  # a socket that takes no byte for this long is dropped

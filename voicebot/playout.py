@@ -1,0 +1,231 @@
+"""The ledger of what was written to Twilio, and what of it the caller has heard.
+
+Synchronous; takes the time as an argument. It knows one *epoch* at a time: a stretch of
+speaking between two stops, named by turn and number. Positions are bytes of the reply
+(`reel.py`); 8 bytes are 1 ms.
+
+How the heard position is found, in order of authority:
+
+1. An echoed mark proves that everything before it was played, unless the epoch was cleared:
+   `clear` makes Twilio echo every pending mark, so such an echo proves nothing.
+2. A mark not echoed yet proves that what follows it was not played, until it is `mark_grace_ms`
+   overdue: then it counts as lost.
+3. In between, the playout clock: what was written plays at 8 bytes a millisecond from the
+   moment it was written or from the end of what was written before. Each echo shows by how
+   much the caller runs behind that clock; the smallest of the last few is believed, because
+   the network only ever adds to it.
+
+Nothing here waits for a mark, and no mark can move the position past what was written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from voicebot import audio
+from voicebot.errors import LocalProtocolError
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """How far ahead of playout audio is handed to Twilio, and in how large messages."""
+
+    lead_ms: int = 200  # twice 80 ms of network jitter and a bit; all that a clear throws away
+    chunk_ms: int = 60  # three frames a message: a third of the work, still a fine-grained stop
+    mark_every_ms: int = 500  # each mark costs a message each way; the clock bridges 500 ms
+    mark_grace_ms: int = 1_000  # a mark later than this is lost; longer than any sane jitter
+    keep_ms: int = 3_000  # heard audio kept for going back to a word edge
+
+
+class Epoch(NamedTuple):
+    """A stretch of speaking: the `n`-th of a turn."""
+
+    turn: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where a reply was stopped. `heard` is a position; `discarded` the bytes thrown away."""
+
+    heard: int
+    discarded: int
+    cleared: bool  # whether a clear was needed
+
+
+class _Pending(NamedTuple):
+    name: str
+    position: int  # bytes of this epoch written before the mark
+    due: float  # when the playout clock reaches it
+
+
+_DELAYS: Final = 4  # echoes whose delay is remembered; two seconds of marks
+
+
+class Ledger:
+    """Everything written on one call's media socket, by epoch."""
+
+    def __init__(self, pacing: Pacing) -> None:
+        self._grace_s = pacing.mark_grace_ms / 1_000
+        self._epoch: Epoch | None = None
+        self._base = 0  # position in the reply at which the epoch begins
+        self._written = 0  # bytes of this epoch
+        self._proved = 0  # bytes of this epoch known to have been played
+        self._reported = 0  # the furthest position ever told: it never goes back
+        self._run_start = 0.0  # the run being played: when and at which byte it began
+        self._run_byte = 0
+        self._pending: deque[_Pending] = deque()
+        self._sequence = 0
+        self._delays: deque[float] = deque(maxlen=_DELAYS)
+        self._levels: list[float] = []  # of each 20 ms frame written
+        self.stale_marks = 0
+        self.underruns = 0
+        self.underrun_s = 0.0
+
+    # What the writer and the listen scope report.
+
+    def open(self, epoch: Epoch, position: int) -> None:
+        """Begin an epoch that speaks the reply from `position` on.
+
+        Raises:
+            LocalProtocolError: another epoch is still open.
+        """
+        if self._epoch is not None:
+            raise LocalProtocolError(f"epoch {epoch} opened while {self._epoch} is open")
+        self._epoch, self._base = epoch, position
+        self._written = self._proved = self._reported = self._run_byte = self._sequence = 0
+        self._pending.clear()
+        self._levels.clear()
+
+    def media_written(self, epoch: Epoch, chunk: bytes, now: float) -> None:
+        """Record media, now that the socket has taken it.
+
+        Raises:
+            LocalProtocolError: the epoch is not the open one; its audio must not be sent.
+        """
+        self._check(epoch)
+        end = self._clock_end()
+        if self._written == 0 or now > end:
+            if self._written:
+                self.underruns += 1
+                self.underrun_s += now - end
+            self._run_start, self._run_byte = now, self._written
+        self._written += len(chunk)
+        self._levels += [
+            audio.dbov(chunk[i : i + audio.FRAME_BYTES])
+            for i in range(0, len(chunk), audio.FRAME_BYTES)
+        ]
+
+    def next_mark(self, epoch: Epoch) -> str:
+        """Return the name of the mark to write next: turn, epoch, sequence."""
+        self._check(epoch)
+        self._sequence += 1
+        return f"{epoch.turn}.{epoch.n}.{self._sequence}"
+
+    def mark_written(self, epoch: Epoch, name: str) -> None:
+        """Record a mark behind everything written so far."""
+        self._check(epoch)
+        self._pending.append(_Pending(name, self._written, self._clock_end()))
+
+    def mark_echoed(self, name: str, now: float) -> bool:
+        """Take an echo; return whether it says something about the open epoch.
+
+        An echo of an epoch that was cleared or has ended, one that was never sent and a
+        second one of the same mark are counted and change nothing.
+        """
+        for index, pending in enumerate(self._pending):
+            if pending.name == name:
+                # Earlier ones still pending are lost or late; what they prove is proved.
+                for _ in range(index + 1):
+                    self._pending.popleft()
+                self._proved = max(self._proved, pending.position)
+                self._delays.append(now - pending.due)
+                return True
+        self.stale_marks += 1
+        return False
+
+    # What the speak scope asks.
+
+    @property
+    def open_epoch(self) -> Epoch | None:
+        """The epoch that may be written now."""
+        return self._epoch
+
+    def buffered_s(self, now: float) -> float:
+        """Return the seconds of audio written and, by the clock, not played yet."""
+        return max(0.0, self._clock_end() - now) if self._written else 0.0
+
+    @property
+    def written(self) -> int:
+        """Bytes of the open epoch that the socket has taken."""
+        return self._written
+
+    def heard(self, now: float) -> int:
+        """Return the position up to which the caller has heard the reply."""
+        return self._base + self._heard(now)
+
+    def played_out(self) -> bool:
+        """Return whether everything written is known to have been played."""
+        return self._proved == self._written
+
+    def overdue_at(self) -> float:
+        """Return when everything written counts as played even if no mark comes back."""
+        return self._clock_end() + self._delay() + self._grace_s
+
+    def playing_dbov(self, now: float) -> float:
+        """Return the level of what the caller hears now; -inf where nothing plays."""
+        if self._epoch is None or not self._levels:
+            return -math.inf
+        byte = self._clock(now - self._delay())
+        if byte >= self._written:
+            return -math.inf
+        return self._levels[min(byte // audio.FRAME_BYTES, len(self._levels) - 1)]
+
+    # How an epoch ends.
+
+    def clear_needed(self) -> bool:
+        """Return whether Twilio may still hold audio of the open epoch."""
+        return self._written > self._proved
+
+    def close(self, now: float, *, cleared: bool) -> Cut:
+        """End the open epoch: its position is frozen and its late echoes prove nothing."""
+        if self._epoch is None:
+            raise LocalProtocolError("no epoch is open")
+        heard = self._heard(now)
+        cut = Cut(self._base + heard, self._written - heard, cleared)
+        self._epoch = None
+        self._pending.clear()
+        self._levels.clear()
+        return cut
+
+    # Arithmetic.
+
+    def _check(self, epoch: Epoch) -> None:
+        if epoch != self._epoch:
+            raise LocalProtocolError(f"epoch {epoch} is written while {self._epoch} is open")
+
+    def _clock_end(self) -> float:
+        """Return when the playout clock reaches the end of what was written."""
+        return self._run_start + (self._written - self._run_byte) / audio.BYTES_PER_S
+
+    def _clock(self, now: float) -> int:
+        """Return how many bytes of the epoch the playout clock has passed."""
+        played = round((now - self._run_start) * audio.BYTES_PER_S)
+        return max(0, min(self._run_byte + played, self._written))
+
+    def _delay(self) -> float:
+        return min(self._delays, default=0.0)
+
+    def _heard(self, now: float) -> int:
+        if not self._written:
+            return 0
+        position = self._clock(now - self._delay())
+        for pending in self._pending:
+            if now < pending.due + self._delay() + self._grace_s:
+                position = min(position, pending.position)
+                break
+        self._reported = max(self._reported, self._proved, position)
+        return self._reported

@@ -1,0 +1,186 @@
+"""What the call needs from the outside, as protocols and plain values.
+
+The engine (`nursery.py`) knows nothing but this. One implementation of each port talks to a
+vendor, one is embedded, and tests bring their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from voicebot import twilio
+
+
+class MediaSocket(Protocol):
+    """The Twilio socket after `start`: authenticated, decoded, one call.
+
+    Whatever serves the socket can be replaced behind this.
+    """
+
+    @property
+    def start(self) -> twilio.Start:
+        """What Twilio said in `start`."""
+        ...
+
+    async def receive(self) -> twilio.Inbound:
+        """Wait for the next event of the stream.
+
+        Raises:
+            SocketClosed: the peer is gone, with or without `stop`.
+            RemoteProtocolError: the peer broke a rule its stream does not survive.
+
+        Cancellation: safe; no event is lost.
+        """
+        ...
+
+    async def send(self, message: twilio.Outbound) -> None:
+        """Write one message; returns when the transport has taken it.
+
+        Raises:
+            SocketClosed: the peer is gone.
+
+        Cancellation: the message may be half written, so the socket is doomed and must be
+        aborted. Only the call's writer may call this.
+        """
+        ...
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close with a code. Never raises for a peer that has already gone; bounded."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """What the caller seems to be saying; replaced by the next one."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """Words that will not change; add up to the caller's turn. May be empty.
+
+    `end_of_turn`: the provider says the caller has finished. `finalized`: the answer to
+    `Transcriber.finalize`, so everything sent before it is now accounted for.
+    """
+
+    text: str
+    end_of_turn: bool = False
+    finalized: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UtteranceEnd:
+    """The provider hears no more words: ends the turn if no `Final` has done so."""
+
+
+Transcript = Partial | Final | UtteranceEnd
+
+
+class Transcriber(Protocol):
+    """Speech to text for one call."""
+
+    async def send(self, audio: bytes) -> None:
+        """Hand over caller audio: mu-law, 8,000 Hz, any length, in order, silence included.
+
+        Raises:
+            ProviderError: the connection is lost.
+
+        Cancellation: the transcriber is doomed; leave its context manager.
+        """
+        ...
+
+    def speech_started(self, ago_ms: int) -> None:
+        """Say that the caller began to speak that long before the end of the sent audio."""
+        ...
+
+    async def finalize(self) -> None:
+        """Ask for all words up to now; a `Final` with `finalized` follows, maybe empty."""
+        ...
+
+    async def receive(self) -> Transcript:
+        """Wait for the next transcript.
+
+        Raises:
+            ProviderError: the connection is lost.
+
+        Cancellation: safe.
+        """
+        ...
+
+
+OpenTranscriber = Callable[[], AbstractAsyncContextManager[Transcriber]]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One entry of the conversation as a language model sees it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Chat(Protocol):
+    """The words of the bot."""
+
+    def open_reply(
+        self, messages: Sequence[Message]
+    ) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Stream an answer as text deltas.
+
+        Raises:
+            ProviderError: from the context manager or from the iterator.
+
+        Cancellation: leaving the context closes the request; safe at any point.
+        """
+        ...
+
+
+class Synthesizer(Protocol):
+    """Text to speech."""
+
+    def open_speech(self, text: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Stream one piece of speech.
+
+        Shape: mu-law, 8,000 Hz, mono, no header; chunks of any length, never empty.
+
+        Raises:
+            ProviderError: from the context manager or from the iterator.
+
+        Cancellation: leaving the context closes the request; safe at any point.
+        """
+        ...
+
+
+class Ears(Protocol):
+    """Voice activity of one call. Synchronous and inline: a thread hop costs 60 times it."""
+
+    def hear(self, frame: bytes, *, echo_dbov: float) -> bool:
+        """Take 20 ms of the caller; return whether the caller is speaking now.
+
+        `echo_dbov` is the level of what the caller was hearing of the bot around this frame,
+        `-inf` while the bot is silent.
+        """
+        ...
+
+    @property
+    def onset_ms(self) -> int:
+        """How long before the end of the last frame the speech of the last rise began."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Everything one call talks to, apart from its socket.
+
+    `endpointing` says who decides that the caller has finished: the recogniser, or our ears.
+    """
+
+    open_transcriber: OpenTranscriber
+    endpointing: Literal["provider", "local"]
+    chat: Chat
+    synthesizer: Synthesizer
+    open_ears: Callable[[], Ears]

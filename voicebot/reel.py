@@ -1,0 +1,153 @@
+"""A reply's audio with the words it speaks: append-only, readable at any position.
+
+Synthesis writes it, the speak scope reads it, and both can stop without the other: after an
+interruption turns out to be none, speaking goes on from the same audio. Positions are bytes
+since the beginning of the reply; 8 bytes are 1 ms.
+
+Words are placed inside a clause by the clause's own audible length, because text-to-speech
+gives no word times: leading and trailing silence is left out, and the rest is shared out by
+characters. While a clause is still being synthesised its length is estimated from the clauses
+before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from voicebot import audio
+
+# Aura and piper both speak English at about 15 characters a second.
+DEFAULT_BYTES_PER_CHAR: Final = 65 * audio.BYTES_PER_MS
+_WINDOW: Final = 10 * audio.BYTES_PER_MS  # grain of the search for audible sound
+_AUDIBLE_DBOV: Final = -45.0  # 20 dB under the quietest speech we are given
+_WORD: Final = re.compile(r"\S+")
+
+
+@dataclass(slots=True)
+class _Clause:
+    text: str
+    start: int
+    voice_start: int | None = None  # first audible byte; None until there is one
+    end: int | None = None  # None while it is being synthesised
+    voice_end: int = 0
+
+
+class Reel:
+    """The audio and text of one reply."""
+
+    def __init__(self) -> None:
+        self._audio = bytearray()
+        self._offset = 0  # position of the first byte still kept
+        self._clauses: list[_Clause] = []
+        self.closed = False
+
+    @property
+    def length(self) -> int:
+        """Bytes appended so far, kept or forgotten."""
+        return self._offset + len(self._audio)
+
+    @property
+    def text(self) -> str:
+        """All text given so far."""
+        return " ".join(clause.text for clause in self._clauses)
+
+    def begin(self, text: str) -> None:
+        """Start a clause; the audio that follows speaks it."""
+        self._clauses.append(_Clause(text, self.length))
+
+    def append(self, chunk: bytes) -> None:
+        """Add audio of the clause begun last: mu-law, any length."""
+        clause = self._clauses[-1]
+        start = self.length
+        self._audio += chunk
+        if clause.voice_start is None:
+            voiced = _first_audible(chunk)
+            if voiced is not None:
+                clause.voice_start = start + voiced
+
+    def end(self) -> None:
+        """Finish the clause begun last."""
+        clause = self._clauses[-1]
+        clause.end = self.length
+        kept = max(clause.start, self._offset)
+        tail = _last_audible(bytes(self._audio[kept - self._offset :]))
+        clause.voice_end = clause.start if tail is None else kept + tail
+
+    def close(self) -> None:
+        """Say that nothing more will come."""
+        self.closed = True
+
+    def read(self, position: int, size: int) -> bytes:
+        """Return up to `size` bytes from `position`; empty where nothing is there yet."""
+        start = position - self._offset
+        return bytes(self._audio[start : start + size])
+
+    def forget(self, position: int) -> None:
+        """Drop the audio before `position`, which will not be read again."""
+        drop = position - self._offset
+        if drop > 0:
+            del self._audio[:drop]
+            self._offset = position
+
+    def heard(self, position: int) -> str:
+        """Return the words a listener has heard who has heard that many bytes.
+
+        A word counts from the middle of its sound on.
+        """
+        return " ".join(word for word, start, end in self._words() if (start + end) / 2 <= position)
+
+    def word_edge(self, position: int) -> int:
+        """Return where the word that is being spoken at `position` begins.
+
+        Between two words that is the beginning of the one just finished, so that a listener
+        who was disturbed hears it again. Never before what has been forgotten.
+        """
+        edge = 0
+        for _, start, _ in self._words():
+            if start >= position:
+                break
+            edge = int(start)
+        return max(edge, self._offset)
+
+    def _words(self) -> Iterator[tuple[str, float, float]]:
+        """Yield each word with the positions at which it begins and ends."""
+        rate = self._bytes_per_char()
+        for clause in self._clauses:
+            if clause.voice_start is None:
+                continue
+            length = max(1, len(clause.text))
+            if clause.end is None:
+                span = length * rate
+            else:
+                span = max(0, clause.voice_end - clause.voice_start)
+            for match in _WORD.finditer(clause.text):
+                yield (
+                    match.group(),
+                    clause.voice_start + span * match.start() / length,
+                    clause.voice_start + span * match.end() / length,
+                )
+
+    def _bytes_per_char(self) -> float:
+        spoken = chars = 0
+        for clause in self._clauses:
+            if clause.end is not None and clause.voice_start is not None:
+                spoken += clause.voice_end - clause.voice_start
+                chars += len(clause.text)
+        return spoken / chars if chars and spoken > 0 else DEFAULT_BYTES_PER_CHAR
+
+
+def _first_audible(chunk: bytes) -> int | None:
+    for start in range(0, len(chunk), _WINDOW):
+        if audio.dbov(chunk[start : start + _WINDOW]) > _AUDIBLE_DBOV:
+            return start
+    return None
+
+
+def _last_audible(chunk: bytes) -> int | None:
+    for end in range(len(chunk), 0, -_WINDOW):
+        if audio.dbov(chunk[max(0, end - _WINDOW) : end]) > _AUDIBLE_DBOV:
+            return end
+    return None
