@@ -1,0 +1,293 @@
+"""The provider clients against the package's own stand-ins: two readings of one contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from voicebot import audio, ports
+from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
+from voicebot.llm import open_chat
+from voicebot.ports import Final, Message, Partial, UtteranceEnd
+from voicebot.standins import (
+    API_KEY,
+    CALLER_TEXTS,
+    ChatConduct,
+    ListenConduct,
+    SpeakConduct,
+    Standins,
+    deepgram_rules,
+    groq_rules,
+    open_standins,
+)
+from voicebot.standins.groq import Reply
+from voicebot.standins.voice import speak
+from voicebot.stt import open_transcriber
+from voicebot.tts import open_synthesizer
+
+SPEECH = speak("This is somebody speaking")
+PAUSE = audio.silence(400)  # longer than the endpointing of 300 ms
+ASK = [Message("user", "What time is it?")]
+
+
+@asynccontextmanager
+async def running() -> AsyncGenerator[Standins]:
+    """The stand-ins; at the end no client may hold a connection to them."""
+    with trio.fail_after(20):
+        async with open_standins() as standins:
+            yield standins
+            await standins.wait_closed()
+
+
+def transcriber(standins: Standins, **options: Any) -> Any:
+    return open_transcriber(
+        **{"url": standins.deepgram.url, "api_key": API_KEY, "model": "nova-3", **options}
+    )
+
+
+def synthesizer(standins: Standins, api_key: str = API_KEY) -> Any:
+    return open_synthesizer(url=standins.deepgram.url, api_key=api_key, model="aura-2-thalia-en")
+
+
+def chat(standins: Standins, model: str = "openai/gpt-oss-20b") -> Any:
+    return open_chat(base_url=standins.groq.url, api_key=API_KEY, model=model)
+
+
+async def say(port: ports.Transcriber, mulaw: bytes) -> None:
+    for at in range(0, len(mulaw), 2 * audio.FRAME_BYTES):
+        await port.send(mulaw[at : at + 2 * audio.FRAME_BYTES])
+
+
+async def hear_turn(port: ports.Transcriber) -> tuple[str, ports.Transcript]:
+    """Return the words of a turn and what ended it."""
+    words: list[str] = []
+    while True:
+        match await port.receive():
+            case Final(text, end_of_turn) as final:
+                words.append(text)
+                if end_of_turn:
+                    return " ".join(filter(None, words)), final
+            case UtteranceEnd() as end:
+                return " ".join(filter(None, words)), end
+            case Partial():
+                pass
+
+
+# Speech to text
+
+
+async def test_turns_are_heard_and_each_ends_once() -> None:
+    async with running() as standins:
+        async with transcriber(standins) as port:
+            for text in CALLER_TEXTS[:3]:
+                # Long enough a pause that an UtteranceEnd follows the speech_final.
+                await say(port, SPEECH + audio.silence(1_500))
+                heard, end = await hear_turn(port)
+                assert heard == text
+                assert isinstance(end, Final)
+        (listening,) = standins.deepgram.listen.connections
+        assert listening.sent["UtteranceEnd"] == 3
+        assert listening.controls == ["CloseStream"]
+        assert listening.close_code == 1000
+
+
+async def test_turn_under_steady_noise_ends_with_utterance_end() -> None:
+    async with running() as standins:
+        standins.deepgram.listen.conducts.once(ListenConduct(speech_final=False))
+        async with transcriber(standins) as port:
+            await say(port, SPEECH + audio.silence(1_500))
+            assert await hear_turn(port) == (CALLER_TEXTS[0], UtteranceEnd())
+
+
+@pytest.mark.parametrize("pending", [SPEECH, b""], ids=["words pending", "nothing pending"])
+async def test_finalize_is_always_answered(pending: bytes) -> None:
+    async with running() as standins:
+        async with transcriber(standins) as port:
+            await say(port, pending)
+            await port.finalize()
+            while True:
+                transcript = await port.receive()
+                if isinstance(transcript, Final) and transcript.finalized:
+                    break
+            assert bool(transcript.text) is bool(pending)
+
+
+async def test_silent_client_is_told_net_0001() -> None:
+    async with running() as standins:
+        standins.deepgram.listen.conducts.once(ListenConduct(idle_s=0.1))
+        async with transcriber(standins) as port:
+            with pytest.raises(ProviderRejected) as caught:
+                await port.receive()
+            assert caught.value.code == "NET-0001"
+            assert caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    "refusal, retryable",
+    [
+        (deepgram_rules.INVALID_AUTH, False),
+        (deepgram_rules.PAYMENT_REQUIRED, False),
+        (deepgram_rules.TOO_MANY_REQUESTS, True),
+        (deepgram_rules.INTERNAL, True),
+    ],
+)
+async def test_refusals_of_deepgram_are_understood(
+    refusal: deepgram_rules.Refusal, retryable: bool
+) -> None:
+    async with running() as standins:
+        standins.deepgram.listen.conducts.once(ListenConduct(refusal=refusal))
+        standins.deepgram.speak.conducts.once(SpeakConduct(refusal=refusal))
+        with pytest.raises(ProviderRejected) as of_listen:
+            async with transcriber(standins):
+                pytest.fail("connected")
+        async with synthesizer(standins) as port:
+            with pytest.raises(ProviderRejected) as of_speak:
+                async with port.open_speech("Hello."):
+                    pytest.fail("answered")
+        for error in of_listen.value, of_speak.value:
+            assert (error.status, error.code) == (refusal.status, refusal.err_code)
+            assert error.retryable is retryable
+            assert refusal.err_msg in str(error)
+
+
+async def test_wrong_key_and_unknown_setting_are_refused() -> None:
+    async with running() as standins:
+        with pytest.raises(ProviderRejected, match="DEEPGRAM_API_KEY"):
+            async with transcriber(standins, api_key="wrong"):
+                pytest.fail("connected")
+        with pytest.raises(ProviderRejected, match="utterance_end_ms"):
+            async with transcriber(standins, utterance_end_ms=1):
+                pytest.fail("connected")
+        async with synthesizer(standins, "wrong") as port:
+            with pytest.raises(ProviderRejected, match="DEEPGRAM_API_KEY"):
+                async with port.open_speech("Hello."):
+                    pytest.fail("answered")
+
+
+async def test_stalled_upgrade_is_given_up() -> None:
+    async with running() as standins:
+        standins.deepgram.listen.conducts.once(ListenConduct(delay_s=math.inf))
+        with pytest.raises(ProviderTimeout):
+            async with transcriber(standins, connect_timeout_s=0.1):
+                pytest.fail("connected")
+
+
+async def test_connection_cut_in_mid_speech_is_a_loss() -> None:
+    async with running() as standins:
+        standins.deepgram.listen.conducts.once(ListenConduct(drop_after_bytes=8_000))
+        async with transcriber(standins) as port:
+            with pytest.raises(ProviderError) as caught:
+                await say(port, SPEECH * 1_000)
+            assert caught.value.retryable
+
+
+# Text to speech
+
+
+async def test_speech_comes_whole_and_bare_over_one_connection() -> None:
+    texts = ["Hello.", "How can I help you?", "x" * 1_900]
+    async with running() as standins:
+        standins.deepgram.speak.conducts.rule = SpeakConduct(rate=math.inf)
+        async with synthesizer(standins) as port:
+            for text in texts:
+                async with port.open_speech(text) as chunks:
+                    assert b"".join([chunk async for chunk in chunks]) == speak(text)
+            assert standins.deepgram.server.connections_open == 1
+        assert [speech.text for speech in standins.deepgram.speak.speeches] == texts
+
+
+async def test_speech_left_early_is_cancelled_over_there() -> None:
+    async with running() as standins:
+        standins.deepgram.speak.conducts.once(SpeakConduct(stall_after_bytes=4_000))
+        async with synthesizer(standins) as port:
+            async with port.open_speech("A sentence of some length.") as chunks:
+                assert await anext(chunks)
+            await standins.wait_closed()
+        (speech,) = standins.deepgram.speak.speeches
+        assert speech.exchange.outcome == "cancelled"
+
+
+async def test_speech_cut_off_is_an_error() -> None:
+    async with running() as standins:
+        standins.deepgram.speak.conducts.once(SpeakConduct(drop_after_bytes=4_000))
+        async with synthesizer(standins) as port:
+            async with port.open_speech("A sentence of some length.") as chunks:
+                with pytest.raises(ProviderError) as caught:
+                    [chunk async for chunk in chunks]
+            assert caught.value.retryable
+
+
+# Answers
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-oss-20b", "qwen/qwen3.8-27b"])
+async def test_answer_comes_without_reasoning_over_one_connection(model: str) -> None:
+    async with running() as standins:
+        standins.groq.replies = ["It is noon.", Reply("No more.", reasoning="Hm.")]
+        async with chat(standins, model) as port:
+            for turn, text in enumerate(["It is noon.", "No more."]):
+                async with port.open_reply(ASK * (turn + 1)) as deltas:
+                    assert "".join([delta async for delta in deltas]) == text
+            assert standins.groq.server.connections_open == 1
+
+
+@pytest.mark.parametrize(
+    "conduct, said",
+    [
+        (ChatConduct(drop_after_tokens=2), "RemoteProtocolError"),
+        (ChatConduct(error_after_tokens=2), "Internal Server Error"),
+    ],
+)
+async def test_answer_that_fails_in_the_middle_is_an_error(conduct: ChatConduct, said: str) -> None:
+    async with running() as standins:
+        standins.groq.conducts.once(conduct)
+        async with chat(standins) as port, port.open_reply(ASK) as deltas:
+            assert [await anext(deltas), await anext(deltas)] == ["I", " heard"]
+            with pytest.raises(ProviderError, match=said) as caught:
+                await anext(deltas)
+            assert caught.value.retryable
+
+
+async def test_stalled_answer_is_cancelled_over_there() -> None:
+    async with running() as standins:
+        standins.groq.conducts.once(ChatConduct(stall_after_tokens=2))
+        async with chat(standins) as port:
+            with trio.move_on_after(0.2):
+                async with port.open_reply(ASK) as deltas:
+                    async for _ in deltas:
+                        pass
+            await standins.wait_closed()
+        (asked,) = standins.groq.chats
+        assert asked.exchange.outcome == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "error, retryable",
+    [
+        (groq_rules.INVALID_KEY, False),
+        (groq_rules.RATE_LIMITED, True),
+        (groq_rules.UNAVAILABLE, True),
+    ],
+)
+async def test_refusals_of_groq_are_understood(error: groq_rules.ApiError, retryable: bool) -> None:
+    async with running() as standins:
+        standins.groq.conducts.once(ChatConduct(refusal=error))
+        async with chat(standins) as port:
+            with pytest.raises(ProviderRejected) as caught:
+                async with port.open_reply(ASK):
+                    pytest.fail("answered")
+        assert (caught.value.status, caught.value.code) == (error.status, error.code or error.type)
+        assert caught.value.retryable is retryable
+
+
+async def test_model_that_is_gone_is_refused_by_name() -> None:
+    async with running() as standins, chat(standins, "llama-3.3-70b-versatile") as port:
+        with pytest.raises(ProviderRejected, match="decommissioned") as caught:
+            async with port.open_reply(ASK):
+                pytest.fail("answered")
+        assert caught.value.code == "model_decommissioned"

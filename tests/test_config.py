@@ -1,0 +1,130 @@
+"""Settings: every problem at once, by name, and no secret in the text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from voicebot.config import DEFAULT_GREETING, load
+from voicebot.errors import ConfigError
+
+SID = "AC" + "0123456789abcdef" * 2
+TELEPHONE = {
+    "TWILIO_ACCOUNT_SID": SID,
+    "TWILIO_AUTH_TOKEN": "token-of-twilio",
+    "PUBLIC_URL": "https://bot.example.com",
+}
+
+
+def problems(environ: dict[str, str]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(environ)
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return list(caught.value.problems)
+
+
+def names(environ: dict[str, str]) -> list[str]:
+    return [problem.split(":")[0] for problem in problems(environ)]
+
+
+def test_no_settings_at_all_mean_the_embedded_parts() -> None:
+    settings = load({})
+    assert (settings.telephony, settings.deepgram, settings.groq) == (False, False, False)
+    assert settings.call_limit == settings.max_embedded_calls
+
+
+def test_vendors_names_and_our_own() -> None:
+    settings = load(
+        {
+            **TELEPHONE,
+            "TWILIO_FROM_NUMBER": "+15550100123",
+            "DEEPGRAM_API_KEY": "key-of-deepgram",
+            "GROQ_API_KEY": "key-of-groq",
+            "VOICEBOT_MAX_CALLS": "7",
+            "VOICEBOT_PACING__LEAD_MS": "150",
+            "VOICEBOT_ENDPOINTING__RESUME": "false",
+            "VOICEBOT_TIMEOUTS__MEDIA_S": "2.5",
+            "OTHER": "ignored",
+        }
+    )
+    assert (settings.telephony, settings.deepgram, settings.groq) == (True, True, True)
+    assert settings.call_limit == 7
+    assert settings.pacing.lead_ms == 150
+    assert settings.endpointing.resume is False
+    assert settings.timeouts.media_s == 2.5
+
+
+def test_secrets_do_not_show() -> None:
+    settings = load({**TELEPHONE, "DEEPGRAM_API_KEY": "key-of-deepgram", "GROQ_API_KEY": "gk-1"})
+    for text in (repr(settings), str(settings.model_dump())):
+        assert not any(secret in text for secret in ("token-of", "key-of", "gk-1"))
+
+
+def test_every_problem_is_reported_at_once_by_name() -> None:
+    assert names(
+        {
+            "TWILIO_AUTH_TOKEN": "x",
+            "TWILIO_FROM_NUMBER": "0123",
+            "PUBLIC_URL": "bot.example.com",
+            "DEEPGRAM_URL": "ftp://x",
+            "GROQ_BASE_URL": "http://user@host",
+            "TWILIO_API_URL": "http://[x",
+            "VOICEBOT_MAX_CALLS": "many",
+            "VOICEBOT_PACING__LEAD_MS": "long",
+            "VOICEBOT_DRAIN_S": "-1",
+            "VOICEBOT_LOG_LEVEL": "LOUD",
+        }
+    ) == [
+        "VOICEBOT_MAX_CALLS",
+        "VOICEBOT_DRAIN_S",
+        "VOICEBOT_PACING__LEAD_MS",
+        "TWILIO_ACCOUNT_SID",
+        "TWILIO_FROM_NUMBER",
+        "PUBLIC_URL",
+        "TWILIO_API_URL",
+        "DEEPGRAM_URL",
+        "GROQ_BASE_URL",
+        "VOICEBOT_LOG_LEVEL",
+    ]
+
+
+@pytest.mark.parametrize(
+    "change,name",
+    [
+        ({"PUBLIC_URL": ""}, "PUBLIC_URL"),
+        ({"PUBLIC_URL": "http://bot.example.com"}, "PUBLIC_URL"),
+        ({"PUBLIC_URL": "https://bot.example.com/path"}, "PUBLIC_URL"),
+        ({"TWILIO_AUTH_TOKEN": ""}, "TWILIO_AUTH_TOKEN"),
+        ({"TWILIO_ACCOUNT_SID": "AC1"}, "TWILIO_ACCOUNT_SID"),
+        ({"TWILIO_ACCOUNT_SID": SID.upper()}, "TWILIO_ACCOUNT_SID"),
+    ],
+)
+def test_a_telephone_needs_all_of_its_settings(change: dict[str, str], name: str) -> None:
+    assert names({**TELEPHONE, **change}) == [name]
+
+
+def test_a_wrong_secret_is_not_repeated() -> None:
+    text = "\n".join(problems({"TWILIO_AUTH_TOKEN": "hush", "VOICEBOT_DRAIN_S": "hush"}))
+    assert "hush" not in text
+
+
+@pytest.mark.parametrize(
+    "environ,groq",
+    [
+        ({"GROQ_BASE_URL": "http://127.0.0.1:11434"}, True),
+        ({"GROQ_BASE_URL": "http://localhost:11434"}, True),
+        ({"GROQ_BASE_URL": "https://models.example.com"}, False),
+        ({"GROQ_BASE_URL": "https://models.example.com", "GROQ_API_KEY": "k"}, True),
+    ],
+)
+def test_a_local_model_server_needs_no_key(environ: dict[str, str], groq: bool) -> None:
+    assert load(environ).groq is groq
+
+
+def test_the_environment_wins_over_the_env_file(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text("VOICEBOT_GREETING=from the file\nVOICEBOT_PROMPT=from the file\n")
+    settings = load({"VOICEBOT_GREETING": "from outside"}, env_file)
+    assert (settings.greeting, settings.prompt) == ("from outside", "from the file")
+    assert load({}, tmp_path / "absent").greeting == DEFAULT_GREETING

@@ -1,0 +1,101 @@
+"""`voicebot standins`: the stand-ins in a process of their own, until Ctrl-C.
+
+Prints the environment that makes the bot use them, then one line for every request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from typing import Final
+
+import trio
+
+from voicebot.standins import ChatConduct, ListenConduct, SpeakConduct, open_standins
+from voicebot.standins.http11 import Exchange
+from voicebot.standins.speak import RATE
+
+# Consecutive and outside the ranges of well-known services and of ephemeral ports.
+DEEPGRAM_PORT: Final = 8701
+GROQ_PORT: Final = 8702
+TWILIO_PORT: Final = 8703
+
+# What a caller in the same region as the vendors sees, roughly; the library's default is 0.
+RESULT_MS: Final = 150.0
+FIRST_BYTE_MS: Final = 150.0
+FIRST_TOKEN_MS: Final = 200.0
+TOKEN_GAP_MS: Final = 2.0  # gpt-oss-20b: 500 to 1,000 tokens a second
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    add("--deepgram-port", type=int, default=DEEPGRAM_PORT, help="0: any (%(default)s)")
+    add("--groq-port", type=int, default=GROQ_PORT, help="0: any (%(default)s)")
+    add("--twilio-port", type=int, default=TWILIO_PORT, help="0: any (%(default)s)")
+    add("--result-ms", type=float, default=RESULT_MS, help="delay of transcripts (%(default)s)")
+    add(
+        "--first-byte-ms",
+        type=float,
+        default=FIRST_BYTE_MS,
+        help="speech: time to the first byte (%(default)s)",
+    )
+    add(
+        "--speech-rate",
+        type=float,
+        default=RATE,
+        help="speech: times real time (%(default)s)",
+    )
+    add(
+        "--first-token-ms",
+        type=float,
+        default=FIRST_TOKEN_MS,
+        help="answers: time to the first token (%(default)s)",
+    )
+    add(
+        "--token-gap-ms",
+        type=float,
+        default=TOKEN_GAP_MS,
+        help="answers: time between tokens (%(default)s)",
+    )
+    add("--quiet", action="store_true", help="no line for every request")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; return the exit status."""
+    trio.run(_serve, args)
+    return 0
+
+
+async def _serve(args: argparse.Namespace) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with open_standins(
+            args.host,
+            deepgram_port=args.deepgram_port,
+            groq_port=args.groq_port,
+            twilio_port=args.twilio_port,
+            listen=ListenConduct(result_delay_s=args.result_ms / 1000),
+            speak=SpeakConduct(delay_s=args.first_byte_ms / 1000, rate=args.speech_rate),
+            chat=ChatConduct(
+                delay_s=args.first_token_ms / 1000, token_gap_s=args.token_gap_ms / 1000
+            ),
+            report=None if args.quiet else _report,
+        ) as standins:
+            for name, value in standins.environment().items():
+                _print(f"{name}={value}")
+            async for _ in signals:
+                return
+
+
+def _report(exchange: Exchange) -> None:
+    _print(
+        f"{exchange.service} {exchange.method} {exchange.path} "
+        f"{exchange.status} {exchange.outcome} {exchange.sent_bytes} bytes"
+    )
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
