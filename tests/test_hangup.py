@@ -104,6 +104,7 @@ async def test_marks_that_keep_coming_do_not_keep_a_silent_stream_alive(
     summary = await call(FakeTwilio(silent_at=2.0, scripted=marks))
 
     assert summary.outcome is Outcome.MEDIA_TIMEOUT
+    assert summary.duration_s == pytest.approx(7.0, abs=0.03)
     assert summary.counts["stale_marks"] > 0
 
 
@@ -115,6 +116,8 @@ async def test_no_mark_ever_echoed_does_not_stop_the_conversation(autojump_clock
     assert [turn.caller for turn in summary.turns] == ["", "tell me", "stop"]
     assert summary.turns[1].heard == LONG
     assert summary.counts["lost_marks"] == 3
+    # A reply that counts as heard is not cleared, whether Twilio says so or not.
+    assert socket.times(twilio.SendClear) == []
 
 
 async def test_a_call_that_never_ends_is_ended(autojump_clock: Clock) -> None:

@@ -41,3 +41,40 @@ async def test_a_caller_is_answered(autojump_clock: trio.testing.MockClock) -> N
         ("user", "are you open"),
     ]
     assert read_back(socket.heard()).startswith("YES")
+
+
+async def test_never_more_than_the_lead_is_ahead_of_playout(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    socket = FakeTwilio(stop_at=15.0)
+    ahead: list[float] = []
+
+    async def measure(message: twilio.Outbound) -> None:
+        await trio.sleep(0.004)  # a send that takes its time must not hide what it carries
+        if isinstance(message, twilio.SendMedia):
+            sent = sum(len(audio) for _, audio in socket.played) + len(message.audio)
+            ahead.append((sent - len(socket.heard())) / 8)
+
+    socket.send_gate = measure
+
+    await run_call(
+        socket, ports(voice=FakeVoice(speed=100.0)), plan(greeting="One two three four five. " * 8)
+    )
+
+    assert max(ahead) <= 200 + 1
+    # And near it, or the network's jitter would be heard.
+    assert sorted(ahead)[len(ahead) // 2] > 140
+
+
+async def test_underruns_of_a_slow_voice_are_counted_and_nothing_is_lost(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    socket = FakeTwilio(stop_at=20.0)
+
+    summary = await run_call(
+        socket, ports(voice=FakeVoice(speed=0.5)), plan(greeting="One two three four five.")
+    )
+
+    assert summary.turns[0].heard == "One two three four five."
+    assert summary.counts["underruns"] > 0
+    assert read_back(socket.heard()).startswith("ONE@TWO@THREE@FOUR@FIVE")

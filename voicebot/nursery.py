@@ -351,7 +351,7 @@ class _Call:
 
     async def _feed_from_ring(self, transcriber: Transcriber) -> None:
         """Hand over audio in batches, and each edge behind the audio it follows."""
-        while True:
+        while True:  # noqa: ASYNC913  # edges are few; behind them it waits, or sends
             while self._ring_bytes < FEED_MS * audio.BYTES_PER_MS and not self._ring_edges:
                 await self._fed.wait()
             batch = bytearray()
@@ -436,7 +436,6 @@ class _Call:
             cut = await self._end_epoch(clear=speak.cancelled_caught)
             reply.heard = cut.heard
             if not speak.cancelled_caught:
-                reply.heard = reply.reel.length
                 return True
             self._note("silenced", heard_ms=cut.heard // audio.BYTES_PER_MS, cleared=cut.cleared)
             if cut.cleared:
