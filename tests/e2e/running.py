@@ -1,0 +1,98 @@
+"""A real server on a real port, a recorded caller, and what the tests ask of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import trio
+
+from voicebot import audio, http, service, serving, wav
+from voicebot.config import Settings, load
+from voicebot.dial import Account, dial, open_line
+from voicebot.simulator import Recording, Script, run_call
+from voicebot.standins.voice import speak
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGIFramework
+
+#: Recorded human speech; Debian package asterisk-core-sounds-en-wav, CC-BY-SA-3.0.
+RECORDINGS = Path("/usr/share/asterisk/sounds/en")
+PUBLIC_URL = "https://bot.example.com"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    url: str
+    app: http.App
+    settings: Settings
+
+    @property
+    def account(self) -> Account:
+        return Account(
+            self.settings.twilio_account_sid,
+            self.settings.twilio_auth_token.get_secret_value(),
+            self.settings.public_url,
+        )
+
+    async def wait_idle(self) -> None:
+        """Wait until the server has seen to its own end of every call."""
+        with trio.fail_after(5):
+            while self.app.board.lines.taken(trio.current_time()):
+                await trio.sleep(0.02)  # noqa: ASYNC110  # another program, as far as tests go
+
+    async def call(self, script: Script) -> Recording:
+        """Call in as Twilio does: webhook, TwiML, media stream."""
+        answer = await dial(self.url, self.account)
+        async with open_line(self.url, answer.stream_url, self.account) as line:
+            return await run_call(line, script, answer.identity)
+
+
+@asynccontextmanager
+async def open_server(
+    environ: Mapping[str, str], open_service: http.OpenService = service.open_service
+) -> AsyncGenerator[Server]:
+    """Serve with these settings while the block runs, and drain at its end."""
+    settings = load(environ)
+    app = http.create_app(settings, open_service)
+    shutdown = trio.Event()
+    async with trio.open_nursery() as nursery:
+        urls = await nursery.start(
+            partial(
+                serving.serve,
+                cast("ASGIFramework", app),
+                host="127.0.0.1",
+                port=0,
+                drain_s=settings.drain_s,
+                shutdown=shutdown,
+            )
+        )
+        yield Server(urls[0], app, settings)
+        shutdown.set()
+
+
+def recorded(name: str, seconds: float = 10.0) -> bytes:
+    """Return recorded human speech, or a generated voice where none is installed."""
+    path = RECORDINGS / f"{name}.wav"
+    if path.exists():
+        return wav.read_mulaw(path)[: int(seconds * audio.BYTES_PER_S)]
+    return speak(f"{name} is what I would like to say")[: int(seconds * audio.BYTES_PER_S)]
+
+
+def at_level(mulaw: bytes, dbov: float) -> bytes:
+    """Return the audio at another level."""
+    gain = 10 ** ((dbov - audio.dbov(mulaw)) / 20)
+    samples = (max(-32_000, min(32_000, round(audio.PCM16[code] * gain))) for code in mulaw)
+    return audio.encode(b"".join(s.to_bytes(2, "little", signed=True) for s in samples))
+
+
+def picked(seed: int) -> Callable[[list[str]], str]:
+    """Return a function that picks from a list, by a seed."""
+    return random.Random(seed).choice

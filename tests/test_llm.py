@@ -1,0 +1,398 @@
+"""The chat against a small server over real sockets."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tests.servers import Exchange, cancel_at_every_step, open_fds, open_http_server
+from voicebot import ports, transport
+from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
+from voicebot.llm import Piece, open_chat, read_event
+from voicebot.ports import Message
+from voicebot.sse import Event
+
+STREAM = "text/event-stream"
+ASK = [Message("system", "Be brief."), Message("user", "Hello?")]
+
+
+def connect(url: str, model: str = "openai/gpt-oss-20b", **options: Any) -> Any:
+    return open_chat(base_url=url, api_key="secret", model=model, **options)
+
+
+async def ask(chat: ports.Chat) -> list[str]:
+    async with chat.open_reply(ASK) as deltas:
+        return [delta async for delta in deltas]
+
+
+def chunk(content: str | None = None, finish_reason: str | None = None, **more: Any) -> bytes:
+    delta = {} if content is None else {"content": content}
+    fields = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
+        **more,
+    }
+    return f"data: {json.dumps(fields)}\n\n".encode()
+
+
+ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"total_tokens":9}}\n\n'
+DONE = b"data: [DONE]\n\n"
+GOOD = [ROLE, chunk("Hel"), chunk("lo."), chunk(finish_reason="stop"), USAGE, DONE]
+
+
+def streaming(
+    *events: bytes, hang: bool = False, end: bool = True
+) -> Callable[[Exchange], Awaitable[None]]:
+    async def respond(exchange: Exchange) -> None:
+        await exchange.begin(200, [("content-type", STREAM)])
+        for event in events:
+            await exchange.data(event)
+        if hang:
+            await trio.sleep_forever()
+        if end:
+            await exchange.end()
+
+    return respond
+
+
+# Requests
+
+
+async def test_request_is_what_groq_wants() -> None:
+    with trio.fail_after(10):
+        async with open_http_server(streaming(*GOOD)) as server, connect(server.url) as chat:
+            assert await ask(chat) == ["Hel", "lo."]
+    (exchange,) = server.exchanges
+    assert exchange.target == "/openai/v1/chat/completions"
+    assert exchange.headers["authorization"] == "Bearer secret"
+    assert json.loads(exchange.body) == {
+        "model": "openai/gpt-oss-20b",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hello?"},
+        ],
+        "stream": True,
+        "max_completion_tokens": 1024,
+        "reasoning_effort": "low",
+        "include_reasoning": False,
+    }
+
+
+@pytest.mark.parametrize(
+    "model, reasoning",
+    [
+        ("openai/gpt-oss-120b", {"reasoning_effort": "low", "include_reasoning": False}),
+        ("gpt-oss-20b", {"reasoning_effort": "low", "include_reasoning": False}),
+        ("qwen/qwen3.8-27b", {"reasoning_effort": "none"}),
+        ("meta-llama/llama-9", {}),
+    ],
+)
+async def test_reasoning_is_asked_for_only_where_it_exists(
+    model: str, reasoning: dict[str, object]
+) -> None:
+    with trio.fail_after(10):
+        async with open_http_server(streaming(*GOOD)) as server, connect(server.url, model) as chat:
+            await ask(chat)
+    body = json.loads(server.exchanges[0].body)
+    assert {name: body[name] for name in body if "reasoning" in name} == reasoning
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/openai/v1", "/openai/v1/"])
+async def test_base_url_is_taken_with_and_without_the_path_of_the_sdk(suffix: str) -> None:
+    with trio.fail_after(10):
+        async with open_http_server(streaming(*GOOD)) as server:
+            async with connect(server.url + suffix) as chat:
+                await ask(chat)
+    assert server.exchanges[0].target == "/openai/v1/chat/completions"
+
+
+async def test_local_server_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GROQ_API_KEY", raising=False)
+    with trio.fail_after(10):
+        async with open_http_server(streaming(*GOOD)) as server:
+            async with open_chat(base_url=server.url, api_key="", model="m") as chat:
+                assert await ask(chat) == ["Hel", "lo."]
+
+
+async def test_answers_share_a_connection_although_they_end_at_finish_reason() -> None:
+    with trio.fail_after(10):
+        async with open_http_server(streaming(*GOOD)) as server, connect(server.url) as chat:
+            for _ in range(5):
+                await ask(chat)
+            assert server.connections == 1
+
+
+# Streams
+
+
+async def test_answer_ends_at_finish_reason_even_if_the_server_keeps_the_body_open() -> None:
+    with trio.fail_after(10):
+        respond = streaming(chunk("Hi."), chunk(finish_reason="stop"), hang=True)
+        async with open_http_server(respond) as server, connect(server.url) as chat:
+            async with chat.open_reply(ASK) as deltas:
+                assert [delta async for delta in deltas] == ["Hi."]
+                with pytest.raises(StopAsyncIteration):
+                    await anext(deltas)
+            await server.gone.wait()
+
+
+async def test_text_that_comes_with_finish_reason_is_kept_and_what_follows_is_not() -> None:
+    with trio.fail_after(10):
+        respond = streaming(chunk("Hi"), chunk(".", finish_reason="stop"), chunk("Ghost"), DONE)
+        async with open_http_server(respond) as server, connect(server.url) as chat:
+            assert await ask(chat) == ["Hi", "."]
+
+
+async def test_connection_lost_after_the_answer_is_no_error() -> None:
+    respond = streaming(chunk("Hi."), chunk(finish_reason="stop"), end=False)
+    with trio.fail_after(10):
+        async with open_http_server(respond) as server, connect(server.url) as chat:
+            assert await ask(chat) == ["Hi."]
+
+
+async def test_done_ends_an_answer_without_finish_reason() -> None:
+    with trio.fail_after(10):
+        async with open_http_server(streaming(chunk("Hi."), DONE)) as server:
+            async with connect(server.url) as chat:
+                assert await ask(chat) == ["Hi."]
+
+
+async def test_bytes_that_come_one_by_one_make_the_same_answer() -> None:
+    stream = b"".join([chunk("¿Qué"), chunk(" tal? 😀"), chunk(finish_reason="stop")])
+    with trio.fail_after(10):
+        respond = streaming(*(bytes([byte]) for byte in stream))
+        async with open_http_server(respond) as server, connect(server.url) as chat:
+            assert await ask(chat) == ["¿Qué", " tal? 😀"]
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+async def test_answer_cut_by_the_model_is_noted(
+    reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with trio.fail_after(10):
+        async with open_http_server(streaming(chunk("Hi"), chunk(finish_reason=reason))) as server:
+            async with connect(server.url) as chat:
+                assert await ask(chat) == ["Hi"]
+    (record,) = [record for record in caplog.records if record.name == "voicebot.llm"]
+    assert record.message == "llm_reply_cut"
+    assert record.levelno == logging.WARNING
+    assert record.__dict__["finish_reason"] == reason
+
+
+@pytest.mark.parametrize(
+    "fields, piece",
+    [
+        ({"choices": []}, Piece()),
+        ({}, Piece()),
+        ({"choices": [{}]}, Piece()),
+        ({"choices": [{"delta": None}]}, Piece()),
+        ({"choices": [{"delta": {"content": None}}]}, Piece()),
+        ({"choices": [{"delta": {"content": "Hi"}, "finish_reason": None}]}, Piece("Hi")),
+        ({"choices": [{"delta": {}, "finish_reason": "stop"}]}, Piece("", "stop")),
+        ({"choices": [{"delta": {"reasoning": "hm"}}]}, Piece()),
+        ({"choices": [{"delta": {"channel": "analysis", "content": "hm"}}]}, Piece()),
+        ({"choices": [{"delta": {"tool_calls": [{"index": 0}]}}]}, Piece()),
+        ({"choices": [{"delta": {"content": "Hi"}}], "x_groq": {"id": "r"}}, Piece("Hi")),
+        ({"choices": [{"delta": {"content": "Hi"}}], "x_groq": None}, Piece("Hi")),
+    ],
+)
+def test_only_content_is_spoken(fields: dict[str, Any], piece: Piece) -> None:
+    assert read_event(Event("", json.dumps(fields))) == piece
+
+
+@pytest.mark.parametrize(
+    "event, said",
+    [
+        (Event("", "{"), "unintelligible"),
+        (Event("", "[]"), "unintelligible"),
+        (Event("", "[" * 100_000), "unintelligible"),
+        (Event("", '{"choices":5}'), "unintelligible"),
+        (Event("", '{"choices":[{"delta":{"content":["a"]}}]}'), "unintelligible"),
+        (Event("", '{"error":{"message":"over capacity","code":"busy"}}'), "busy over capacity"),
+        (Event("", '{"error":"out of order"}'), "out of order"),
+        (Event("error", '{"message":"gone"}'), "gone"),
+        (Event("", '{"x_groq":{"error":"over capacity"},"choices":[]}'), "over capacity"),
+    ],
+)
+def test_event_that_is_no_text_is_an_error(event: Event, said: str) -> None:
+    with pytest.raises(ProviderError, match=said):
+        read_event(event)
+
+
+@pytest.mark.parametrize(
+    "events, said",
+    [
+        ([chunk("Hi"), b'data: {"error":{"message":"over capacity"}}\n\n'], "over capacity"),
+        ([chunk("Hi"), b'event: error\ndata: {"error":{"message":"gone"}}\n\n'], "gone"),
+        ([chunk("Hi"), b"data: {oops\n\n"], "unintelligible"),
+        ([chunk("Hi"), b"data: " + b"x" * 1_100_000], "oversized"),
+        ([chunk("Hi")], "broke off"),
+    ],
+)
+async def test_text_before_a_failure_is_given_before_the_failure(
+    events: list[bytes], said: str
+) -> None:
+    with trio.fail_after(10):
+        async with open_http_server(streaming(b"".join(events))) as server:
+            async with connect(server.url) as chat, chat.open_reply(ASK) as deltas:
+                assert await anext(deltas) == "Hi"
+                with pytest.raises(ProviderError, match=said):
+                    await anext(deltas)
+
+
+async def test_connection_lost_in_mid_answer_is_an_error_to_be_retried() -> None:
+    with trio.fail_after(10):
+        async with open_http_server(streaming(chunk("Hi"), end=False)) as server:
+            async with connect(server.url) as chat, chat.open_reply(ASK) as deltas:
+                assert await anext(deltas) == "Hi"
+                with pytest.raises(ProviderError, match="RemoteProtocolError") as caught:
+                    await anext(deltas)
+                assert caught.value.retryable
+
+
+async def test_answer_that_is_no_event_stream_says_where_to_look() -> None:
+    async def respond(exchange: Exchange) -> None:
+        await exchange.answer(200, "text/html", b"<html>captive portal</html>")
+
+    with trio.fail_after(10):
+        async with open_http_server(respond) as server, connect(server.url) as chat:
+            with pytest.raises(ProviderError, match=r"text/html .*GROQ_BASE_URL"):
+                await ask(chat)
+
+
+async def test_stall_ends_at_the_backstop_when_the_caller_sets_no_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "READ_S", 0.1)
+    with trio.fail_after(10):
+        for respond in streaming(chunk("Hi"), hang=True), hang:
+            async with open_http_server(respond) as server, connect(server.url) as chat:
+                with pytest.raises(ProviderTimeout, match="ReadTimeout"):
+                    await ask(chat)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "status, body, code, said, retryable",
+    [
+        (401, {"error": {"message": "Invalid API Key", "code": "invalid_api_key"}},
+         "invalid_api_key", "Invalid API Key; check GROQ_API_KEY", False),
+        (404, {"error": {"message": "no such model", "code": "model_not_found"}},
+         "model_not_found", "VOICEBOT_GROQ_MODEL", False),
+        (400, {"error": {"message": "gone", "type": "invalid_request_error"}},
+         "invalid_request_error", "gone", False),
+        (400, {"error": {"message": "x", "code": "tool_use_failed", "failed_generation": "PII"}},
+         "tool_use_failed", "tool_use_failed x", False),
+        (413, {"error": {"message": "too large"}}, None, "too long", False),
+        (429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}},
+         "rate_limit_exceeded", "rate limit.*retry after 2 s", True),
+        (498, {"error": {"message": "flex full"}}, None, "flex full", True),
+        (503, "overloaded", None, "overloaded", True),
+        (502, ["?"], None, "refused with 502", True),
+    ],
+)  # fmt: skip
+async def test_refusal_says_what_and_what_to_do_and_is_not_retried_here(
+    status: int, body: object, code: str | None, said: str, retryable: bool
+) -> None:
+    async def respond(exchange: Exchange) -> None:
+        content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        wait = [("retry-after", "2")] if status == 429 else []
+        await exchange.answer(status, "application/json", content, wait)
+
+    with trio.fail_after(10):
+        async with open_http_server(respond) as server, connect(server.url) as chat:
+            with pytest.raises(ProviderRejected, match=said) as caught:
+                await ask(chat)
+            assert len(server.exchanges) == 1
+    error = caught.value
+    assert (error.status, error.code, error.retryable) == (status, code, retryable)
+    assert "secret" not in str(error)
+    assert "PII" not in str(error)
+
+
+async def test_nobody_listening_is_an_error_to_be_retried() -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    await listeners[0].aclose()
+    with trio.fail_after(10):
+        async with connect(f"http://127.0.0.1:{port}") as chat:
+            with pytest.raises(ProviderError, match="ConnectError") as caught:
+                await ask(chat)
+            assert caught.value.retryable
+
+
+async def test_error_of_the_block_leaves_it_unchanged() -> None:
+    with trio.fail_after(10):
+        async with open_http_server(streaming(*GOOD)) as server, connect(server.url) as chat:
+            with pytest.raises(ValueError, match="mine"):
+                async with chat.open_reply(ASK):
+                    raise ValueError("mine")
+
+
+# Cancelled and left early
+
+
+async def hang(exchange: Exchange) -> None:
+    await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("hold", [True, False], ids=["between deltas", "while reading"])
+@pytest.mark.parametrize("respond", [hang, streaming(chunk("Hi"), hang=True)])
+async def test_cancel_closes_the_connection_at_once(
+    respond: Callable[[Exchange], Awaitable[None]], hold: bool
+) -> None:
+    async def listen(chat: ports.Chat) -> None:
+        async with chat.open_reply(ASK) as deltas:
+            async for _ in deltas:
+                if hold:
+                    await trio.sleep_forever()
+
+    with trio.fail_after(10):
+        async with open_http_server(respond) as server, connect(server.url) as chat:
+            before = open_fds()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen, chat)
+                while not server.exchanges:
+                    await wait_all_tasks_blocked(0.02)
+                nursery.cancel_scope.cancel()
+            await server.gone.wait()
+            await wait_all_tasks_blocked(0.01)
+            assert open_fds() == before
+
+
+async def test_answer_left_early_closes_the_connection() -> None:
+    respond = streaming(*[chunk("Hi")] * 50, hang=True)
+    with trio.fail_after(10):
+        async with open_http_server(respond) as server, connect(server.url) as chat:
+            async with chat.open_reply(ASK) as deltas:
+                async for _ in deltas:
+                    break
+            await server.gone.wait()
+
+
+async def test_answer_cancelled_at_every_step_loses_no_connection_and_no_fd() -> None:
+    async def respond(exchange: Exchange) -> None:
+        await exchange.answer(200, STREAM, b"".join(GOOD), [("connection", "close")])
+
+    with trio.fail_after(60):
+        async with open_http_server(respond) as server, connect(server.url) as chat:
+
+            async def act() -> None:
+                assert await ask(chat) == ["Hel", "lo."]
+
+            await act()  # the SDK asks once, in a thread, what platform this is
+            await wait_all_tasks_blocked(0.01)
+            before = open_fds()
+            assert await cancel_at_every_step(act) > 10
+            await wait_all_tasks_blocked(0.02)
+            assert open_fds() == before

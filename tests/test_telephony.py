@@ -1,0 +1,401 @@
+"""Twilio's signatures, TwiML and REST API: against its own vectors and a server on loopback."""
+
+from __future__ import annotations
+
+import base64
+import xml.etree.ElementTree as ET
+
+import pytest
+import trio
+import trio.testing
+from werkzeug.datastructures import MultiDict
+
+from tests.twilio_rest import ACCOUNT_SID, CALL_SID, open_fake_twilio
+from voicebot.config import Settings, load
+from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
+from voicebot.standins.twilio import open_twilio
+from voicebot.telephony import (
+    call_command,
+    check_call,
+    explain,
+    open_telephony,
+    signature_ok,
+    stream_twiml,
+)
+
+AUTH_TOKEN = "planted-secret-0123456789"
+TO, FROM = "+15550100123", "+15550100456"
+
+
+def settings_for(api_url: str = "http://127.0.0.1:9", **more: str) -> Settings:
+    return load(
+        {
+            "TWILIO_ACCOUNT_SID": ACCOUNT_SID,
+            "TWILIO_AUTH_TOKEN": AUTH_TOKEN,
+            "TWILIO_FROM_NUMBER": FROM,
+            "TWILIO_API_URL": api_url,
+            "PUBLIC_URL": "https://bot.example.com",
+            **more,
+        }
+    )
+
+
+# --- Signatures. Vector 1 is Twilio's own; the others were made with its SDK.
+
+URL = "https://example.com/myapp.php?foo=1&bar=2"
+FORM = {
+    "CallSid": "CA1234567890ABCDE",
+    "Caller": "+14158675310",
+    "Digits": "1234",
+    "From": "+14158675310",
+    "To": "+18005551212",
+}
+SIGNATURE = "L/OH5YylLD5NRKLltdqwSvS0BnU="
+
+
+def sign(url: str, form: MultiDict[str, str] | dict[str, str] | None = None) -> str:
+    from twilio.request_validator import (  # type: ignore[import-untyped]  # ships no types
+        RequestValidator,
+    )
+
+    return str(RequestValidator("12345").compute_signature(url, form or {}))
+
+
+def test_published_vector_is_accepted() -> None:
+    assert signature_ok("12345", SIGNATURE, URL, FORM)
+    assert signature_ok("12345", SIGNATURE, URL, MultiDict(FORM))
+
+
+@pytest.mark.parametrize(
+    "token, signature, url, form",
+    [
+        pytest.param("12346", SIGNATURE, URL, FORM, id="wrong token"),
+        pytest.param("12345", None, URL, FORM, id="missing"),
+        pytest.param("12345", "", URL, FORM, id="empty"),
+        pytest.param("12345", "é\ud800", URL, FORM, id="not ASCII"),
+        pytest.param("12345", SIGNATURE[:-1], URL, FORM, id="cut short"),
+        pytest.param("12345", SIGNATURE, URL, FORM | {"Digits": "1235"}, id="changed field"),
+        pytest.param("12345", SIGNATURE, URL, FORM | {"Extra": ""}, id="added field"),
+        pytest.param(
+            "12345", SIGNATURE, URL, {k: FORM[k] for k in FORM if k != "To"}, id="removed field"
+        ),
+        pytest.param(
+            "12345", SIGNATURE, URL, MultiDict([*FORM.items(), ("To", "+1900")]), id="second value"
+        ),
+        pytest.param("12345", SIGNATURE, URL, None, id="as a GET"),
+        pytest.param("12345", SIGNATURE, URL + "&x=1", FORM, id="changed query"),
+        pytest.param("12345", SIGNATURE, URL.replace("https", "http"), FORM, id="scheme"),
+        pytest.param("12345", SIGNATURE, URL.replace("example", "examp1e"), FORM, id="host"),
+        pytest.param("12345", SIGNATURE, URL.replace(".php", ".php/"), FORM, id="slash"),
+    ],
+)
+def test_anything_else_is_refused(
+    token: str, signature: str | None, url: str, form: dict[str, str] | None
+) -> None:
+    assert not signature_ok(token, signature, url, form)
+
+
+@pytest.mark.parametrize(
+    "signed, ours, accepted",
+    [
+        ("https://h.example/v", "https://h.example/v", True),
+        ("https://h.example:443/v", "https://h.example/v", True),
+        ("https://h.example/v", "https://h.example:8443/v", True),  # voice drops the port
+        ("https://h.example:8443/v", "https://h.example:8443/v", True),
+        ("https://h.example:8443/v", "https://h.example/v", False),
+        ("https://h.example/v/", "https://h.example/v", False),
+        ("wss://h.example/s", "wss://h.example/s", True),
+        ("wss://h.example/s/", "wss://h.example/s", True),
+        ("wss://h.example:443/s", "wss://h.example/s", True),
+        ("wss://h.example:8443/s", "wss://h.example:8443/s", True),
+        ("wss://h.example/s//", "wss://h.example/s", False),
+        ("https://h.example/s", "wss://h.example/s", False),
+        ("http://127.0.0.1:80/v", "http://127.0.0.1/v", True),
+        ("https://[::1]:8443/v", "https://[::1]:8443/v", True),
+        ("https://[::1]/v", "https://[::1]:8443/v", True),
+    ],
+)
+def test_port_and_slash(signed: str, ours: str, accepted: bool) -> None:
+    assert signature_ok("12345", sign(signed), ours) is accepted
+    form = {"To": "+1"}
+    assert signature_ok("12345", sign(signed, form), ours, form) is accepted
+
+
+def test_empty_field_counts() -> None:
+    signature = sign(URL, {"CallerName": "", "To": "+1"})
+
+    assert signature_ok("12345", signature, URL, {"CallerName": "", "To": "+1"})
+    assert not signature_ok("12345", signature, URL, {"To": "+1"})
+
+
+# --- TwiML
+
+
+def test_stream_twiml_connects_last_with_the_token_as_parameter() -> None:
+    text = stream_twiml("wss://h/twilio/stream", "tok&<en", "https://h/twilio/stream-status")
+    response = ET.fromstring(text)
+
+    assert [child.tag for child in response] == ["Connect"]
+    assert response[0].attrib == {}
+    stream = response[0][0]
+    assert stream.tag == "Stream"
+    assert stream.attrib == {
+        "url": "wss://h/twilio/stream",
+        "statusCallback": "https://h/twilio/stream-status",
+    }
+    assert [(one.tag, one.attrib) for one in stream] == [
+        ("Parameter", {"name": "token", "value": "tok&<en"})
+    ]
+
+
+# --- REST
+
+
+async def test_placed_call_asks_twilio_for_everything() -> None:
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                call = await telephony.place_call(TO, FROM)
+
+    assert (call.sid, call.status) == (CALL_SID, "queued")
+    (asked,) = twilio.asked
+    assert asked.method == "POST"
+    assert asked.path == f"/2010-04-01/Accounts/{ACCOUNT_SID}/Calls.json"
+    user, password = base64.b64decode(asked.headers["authorization"].split()[1]).split(b":")
+    assert (user.decode(), password.decode()) == (ACCOUNT_SID, AUTH_TOKEN)
+    assert asked.form == {
+        "To": [TO],
+        "From": [FROM],
+        "Url": ["https://bot.example.com/twilio/voice"],
+        "Method": ["POST"],
+        "StatusCallback": ["https://bot.example.com/twilio/status"],
+        "StatusCallbackMethod": ["POST"],
+        "StatusCallbackEvent": ["initiated", "ringing", "answered", "completed"],
+        "Timeout": ["30"],
+        "TimeLimit": ["3600"],
+    }
+
+
+async def test_life_of_a_call_at_a_strict_twilio() -> None:
+    with trio.fail_after(10):
+        async with open_twilio(account_sid=ACCOUNT_SID, auth_token=AUTH_TOKEN) as twilio:
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                call = await telephony.place_call(TO, FROM)
+                twilio.advance(call.sid, "in-progress")
+                assert (await telephony.fetch_call(call.sid)).status == "in-progress"
+                assert await telephony.end_call(call.sid)
+                assert (await telephony.fetch_call(call.sid)).status == "completed"
+                assert not await telephony.end_call(call.sid)
+                assert not await telephony.end_call("CA" + "f" * 32)
+                with pytest.raises(ProviderRejected) as caught:
+                    await telephony.place_call("+15005550001", FROM)  # magic: invalid
+
+    assert caught.value.code == 21211
+
+
+async def test_environment_of_the_sdk_does_not_move_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TWILIO_EDGE", "sydney")
+    monkeypatch.setenv("TWILIO_REGION", "au1")
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                await telephony.place_call(TO, FROM)
+
+    assert len(twilio.asked) == 1
+
+
+async def test_call_is_fetched_and_ended_by_sid() -> None:
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            twilio.status = 200
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                assert (await telephony.fetch_call(CALL_SID)).status == "queued"
+                assert await telephony.end_call(CALL_SID)
+
+    path = f"/2010-04-01/Accounts/{ACCOUNT_SID}/Calls/{CALL_SID}.json"
+    assert [(one.method, one.path) for one in twilio.asked] == [("GET", path), ("POST", path)]
+    assert twilio.asked[1].form == {"Status": ["completed"]}
+
+
+@pytest.mark.parametrize("status, code", [(400, 21220), (404, 20404)])
+async def test_ending_a_call_that_is_over_is_no_error(status: int, code: int) -> None:
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            twilio.refuse(status, code)
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                assert not await telephony.end_call(CALL_SID)
+
+
+async def test_ending_a_call_with_wrong_credentials_is_an_error() -> None:
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            twilio.refuse(401, 20003)
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                with pytest.raises(ProviderRejected) as caught:
+                    await telephony.end_call(CALL_SID)
+
+    assert (caught.value.status, caught.value.code) == (401, 20003)
+
+
+@pytest.mark.parametrize(
+    "status, code, ours, field, says",
+    [
+        (400, 21211, 400, "to", "to is not a number"),
+        (400, 21212, 400, "from", "from is not a valid caller id"),
+        (400, 21210, 400, "from", "from is not a number of this"),
+        (400, 21219, 400, "to", "trial"),
+        (400, 573005, 400, "to", "trial"),
+        (400, 21215, 403, "to", "country"),
+        (403, 21215, 403, "to", "country"),
+        (401, 20003, 502, None, "credentials"),
+        (404, 20404, 502, None, "does not know"),
+        (429, 20429, 429, None, "too many requests"),
+        (429, 10004, 429, None, "too many calls"),
+        (400, 99999, 400, None, "Twilio refused: Unable to create record: no +1555"),
+        (500, 20500, 502, None, "Twilio refused"),
+    ],
+)
+async def test_refusal_is_explained(
+    status: int, code: int, ours: int, field: str | None, says: str
+) -> None:
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            twilio.refuse(status, code, "no +1555 like this")
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                with pytest.raises(ProviderRejected) as caught:
+                    await telephony.place_call(TO, FROM)
+
+    refusal = explain(caught.value)
+    assert (refusal.status, refusal.field, refusal.code) == (ours, field, code)
+    assert says in refusal.message
+    assert refusal.hint
+
+
+async def test_rfc_9457_refusal_is_a_refusal_too() -> None:
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            twilio.status = 400
+            twilio.answer = {"type": "t", "title": "Bad", "status": 400, "code": 21211}
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                with pytest.raises(ProviderRejected) as caught:
+                    await telephony.place_call(TO, FROM)
+
+    assert explain(caught.value).field == "to"
+
+
+async def test_number_in_a_refusal_is_cut_to_two_digits() -> None:
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            twilio.refuse(400, 99999, f"cannot call {TO}, sorry")
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                with pytest.raises(ProviderRejected, match="cannot call …23, sorry"):
+                    await telephony.place_call(TO, FROM)
+
+
+@pytest.mark.parametrize("answer", ["<html>", "[]", "null", {}, {"sid": None}, {"sid": 5}])
+async def test_nonsense_is_a_provider_error(answer: object) -> None:
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            twilio.answer = answer
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                with pytest.raises(ProviderError, match="TWILIO_API_URL"):
+                    await telephony.place_call(TO, FROM)
+
+
+async def test_unreachable_twilio_is_a_provider_error() -> None:
+    with trio.fail_after(10):
+        async with open_telephony(settings_for("http://127.0.0.1:1")) as telephony:
+            with pytest.raises(ProviderError, match="cannot be reached") as caught:
+                await telephony.place_call(TO, FROM)
+
+    assert explain(caught.value).status == 502
+
+
+async def test_silent_twilio_is_given_up_in_time(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_fake_twilio() as twilio:
+        twilio.answer = None
+        async with open_telephony(settings_for(twilio.url)) as telephony:
+            started = trio.current_time()
+            with pytest.raises(ProviderTimeout) as caught:
+                await telephony.place_call(TO, FROM)
+            assert trio.current_time() - started <= 10.0
+
+    assert explain(caught.value).status == 504
+    assert "may have been placed" in explain(caught.value).hint
+
+
+# --- Placing calls
+
+
+@pytest.mark.parametrize(
+    "fields, problems",
+    [
+        ({"to": TO}, {}),
+        ({"to": TO, "from": FROM}, {}),
+        ({"to": "+15550100"}, {}),
+        ({}, {"to": "is missing"}),
+        ({"to": 15550100}, {"to": "must be text"}),
+        ({"to": TO, "from": None}, {"from": "must be text"}),
+        ({"to": "5550100", "from": "+0155501000", "twiml": 1}, {"to", "from", "twiml"}),
+        ({"to": "+1555010012\n"}, {"to"}),
+        ({"to": "+1٥٥٥٠١٠٠"}, {"to"}),
+        ({"to": "+1234567890123456"}, {"to"}),
+    ],
+)
+def test_every_problem_is_named(
+    fields: dict[str, object], problems: dict[str, str] | set[str]
+) -> None:
+    found = check_call(fields, settings_for())
+
+    assert found == problems if isinstance(problems, dict) else set(found) == problems
+
+
+def test_from_is_missing_without_a_default() -> None:
+    assert check_call({}, load({})) == {"to": "is missing", "from": "is missing"}
+
+
+async def test_command_prints_the_queued_call() -> None:
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            result = await call_command(settings_for(twilio.url), TO)
+
+    assert result == (0, f"queued {CALL_SID}")
+    assert twilio.asked[0].form["From"] == [FROM]
+
+
+async def test_command_says_why_twilio_refused() -> None:
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            twilio.refuse(400, 21211)
+            code, text = await call_command(settings_for(twilio.url), TO, "+15550100789")
+
+    assert code == 1
+    assert text.startswith("not called: to is not a number Twilio can call (Twilio 21211); ")
+    assert twilio.asked[0].form["From"] == ["+15550100789"]
+
+
+async def test_command_names_bad_numbers_and_missing_settings() -> None:
+    code, text = await call_command(settings_for(), "12", "x")
+    assert code == 2
+    assert "to must be E.164" in text
+    assert "from must be E.164" in text
+
+    code, text = await call_command(load({}), TO)
+    assert code == 2
+    for name in ("TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN", "PUBLIC_URL", "TWILIO_FROM_NUMBER"):
+        assert name in text
+
+
+@pytest.mark.parametrize("status", [400, 500])
+async def test_secret_is_in_no_error(status: int) -> None:
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            twilio.refuse(status, 21211)
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                with pytest.raises(ProviderError) as caught:
+                    await telephony.place_call(TO, FROM)
+
+    assert AUTH_TOKEN not in repr(caught.value) + str(explain(caught.value))
+    assert AUTH_TOKEN not in repr(caught.value.__cause__)

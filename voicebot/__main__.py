@@ -1,0 +1,163 @@
+"""The command line: `voicebot serve | simulate | call | standins`.
+
+Reads the settings once and hands them down. Exit status 0: done; 1: it did not work; 2: it
+could not be tried, because of the settings or the arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
+
+import trio
+from hypercorn.utils import LifespanFailureError
+
+from voicebot import __version__, config, log
+from voicebot.config import Settings
+from voicebot.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGIFramework
+
+ENV_FILE: Final = Path(".env")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    from voicebot import simulate
+    from voicebot.standins import command as standins
+
+    parser = argparse.ArgumentParser(
+        prog="voicebot",
+        description="A phone voice bot on Twilio Media Streams that stops talking the moment "
+        "the caller does.",
+    )
+    parser.add_argument("--version", action="version", version=f"voicebot {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser(
+        "serve",
+        help="answer calls",
+        description="Answer calls. Without any key the bot hears, thinks and speaks with what "
+        "is installed on this machine.",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    serve.add_argument("--port", type=_port, default=8000, help="0: any free one (%(default)s)")
+    serve.set_defaults(run=_serve)
+
+    simulated = commands.add_parser(
+        "simulate",
+        help="play a recorded caller to the bot, and judge how it behaves",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    simulate.add_arguments(simulated)
+    simulated.set_defaults(run=simulate.main)
+
+    call = commands.add_parser("call", help="let the bot call a number")
+    call.add_argument("to", metavar="NUMBER", help="E.164, like +15550100123")
+    call.add_argument("--from", dest="from_", metavar="NUMBER", help="TWILIO_FROM_NUMBER if absent")
+    call.set_defaults(run=_call)
+
+    stand_ins = commands.add_parser(
+        "standins", help="local stand-ins for Deepgram, Groq and Twilio's REST API"
+    )
+    standins.add_arguments(stand_ins)
+    stand_ins.set_defaults(run=standins.main)
+
+    args = parser.parse_args(argv)
+    try:
+        status: int = args.run(args)
+    except ConfigError as exc:
+        print("voicebot: these settings need attention:", file=sys.stderr)
+        for problem in exc.problems:
+            print(f"  {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130  # what a shell expects of an interrupted command
+    return status
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"{port} is not a port")
+    return port
+
+
+def _call(args: argparse.Namespace) -> int:
+    from voicebot import telephony
+
+    settings = config.load(env_file=ENV_FILE)
+    status, text = trio.run(telephony.call_command, settings, args.to, args.from_)
+    print(text, file=sys.stderr if status else sys.stdout)
+    return status
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from voicebot.screen import start_screen
+
+    settings = config.load(env_file=ENV_FILE)
+    log.configure(settings.log_level)
+    print(start_screen(settings, args.host, args.port), flush=True)
+    failure = None
+    try:
+        trio.run(_serve_until_signal, settings, args.host, args.port)
+    except* OSError as group:
+        failure = f"cannot listen on {args.host}:{args.port}: {_first(group)}"
+    except* LifespanFailureError as group:
+        failure = str(_first(group))
+    if failure is not None:
+        print(f"voicebot: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first error of a group, however deep: there is one listener and one lifespan."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
+
+
+async def _serve_until_signal(settings: Settings, host: str, port: int) -> None:
+    """Serve until SIGTERM or Ctrl-C; a second one does not wait for live calls.
+
+    Owns: the server nursery: the server itself and the watch for signals.
+    """
+    from voicebot import http, service, serving
+
+    app = http.create_app(settings, service.open_service)
+    shutdown = trio.Event()
+    async with trio.open_nursery() as server:  # ends when the server has drained, or is cut short
+
+        async def watch_signals() -> None:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async for _ in signals:
+                    if shutdown.is_set():
+                        server.cancel_scope.cancel(reason="second signal")
+                    app.board.drain()
+                    shutdown.set()
+
+        server.start_soon(watch_signals)
+        urls = await server.start(
+            partial(
+                serving.serve,
+                cast("ASGIFramework", app),  # whose scope type is hypercorn's own
+                host=host,
+                port=port,
+                drain_s=settings.drain_s,
+                shutdown=shutdown,
+                send_deadline_s=settings.send_deadline_s,
+            )
+        )
+        print(f"ready on {urls[0]}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

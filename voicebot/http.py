@@ -1,0 +1,342 @@
+"""The service as one ASGI callable: webhooks, calls API, health, and the way to the media path.
+
+    lifespan    `open_service` is entered once per process, around quart's own lifespan
+    websocket   `STREAM_PATH` goes to the service's `serve_media`, raw; all else is refused
+    http        quart
+
+The media socket never enters quart: its versions differ in how they end a WebSocket, and each
+message would cost more. Nothing here knows what a call is made of; `switchboard.py` decides who
+gets in, `telephony.py` speaks to Twilio.
+
+`hypercorn --worker-class trio voicebot.http:app` serves the module's `app`, which reads the
+settings when the server starts.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from quart import Blueprint, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from voicebot import __version__, telephony
+from voicebot.config import Settings, load
+from voicebot.errors import CallRefused, ConfigError, ProviderError, VoicebotError
+from voicebot.service import Service, open_service
+from voicebot.serving import contain
+from voicebot.switchboard import (
+    DIAL_HOLD_S,
+    BadRequest,
+    Switchboard,
+    is_direct_loopback,
+    wall_clock,
+)
+from voicebot.ws import Receive, Scope, Send
+
+MAX_BODY_BYTES: Final = 64 * 1024  # a webhook is some 1 KiB, a request of the calls API less
+BODY_TIMEOUT_S: Final = 5  # both arrive in one piece; a slow sender is holding a socket
+LISTED_CALLS: Final = 100
+NOTED: Final[tuple[str, int, dict[str, str]]] = ("", 204, {})
+
+log = logging.getLogger(__name__)
+
+TextReply = tuple[str, int, dict[str, str]]
+Reply = tuple[dict[str, Any], int] | tuple[dict[str, Any], int, dict[str, str]]
+OpenService = Callable[[Switchboard], AbstractAsyncContextManager[Service]]
+
+
+def create_app(settings: Settings, open_service: OpenService = open_service) -> App:
+    """Return the ASGI callable for these settings. Opens nothing before its lifespan starts."""
+    return App(Switchboard(settings), open_service)
+
+
+class App:
+    """The ASGI callable of one process.
+
+    Owns: the service, from `lifespan.startup` to `lifespan.shutdown`. Without a lifespan it
+    answers, but is never ready and takes no call.
+    """
+
+    def __init__(self, board: Switchboard, open_service: OpenService) -> None:
+        self.board = board
+        self.service: Service | None = None
+        self._open_service = open_service
+        self._quart = _create_quart(self)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._serve_lifespan(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._serve_websocket(scope, receive, send)
+        else:
+            await self._quart(scope, receive, send)  # type: ignore[arg-type]  # its scope type is hypercorn's
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != telephony.STREAM_PATH:
+            await _refuse_upgrade(scope, send, 404)
+        elif self.service is None:
+            await _refuse_upgrade(scope, send, 503)
+        else:
+            await self.service.serve_media(scope, receive, send)
+
+    async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_unless_complete(message: Any) -> None:
+            # The server cancels the lifespan once shutdown is complete; close the service first.
+            if message["type"] != "lifespan.shutdown.complete":
+                await send(message)
+
+        failure = None
+        async with AsyncExitStack() as stack:
+            try:
+                self.service = await stack.enter_async_context(self._open_service(self.board))
+            except Exception as exc:
+                failure = exc  # told below: the server raises from `send`, and not "during" this
+            if failure is not None:
+                await _fail_startup(failure, receive, send)
+                return
+            try:
+                await self._quart(scope, receive, send_unless_complete)  # type: ignore[arg-type]  # as above
+            finally:
+                self.service = None
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+class _AppFromEnvironment:
+    """The module's `app`: reads the settings when the server starts, not at import."""
+
+    _app: App | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        failure = None
+        if scope["type"] == "lifespan":
+            try:
+                self._app = create_app(load(env_file=Path(".env")))
+            except ConfigError as exc:
+                failure = exc
+        if failure is not None:
+            await _fail_startup(failure, receive, send)
+            return
+        if self._app is None:
+            raise RuntimeError("voicebot.http:app needs a server with lifespan support")
+        await self._app(scope, receive, send)
+
+
+contain()  # hypercorn's command line imports this module before it serves
+app = _AppFromEnvironment()
+
+
+async def _fail_startup(exc: Exception, receive: Receive, send: Send) -> None:
+    """Make the server stop. One that sees the exception itself goes on without a lifespan."""
+    if not isinstance(exc, VoicebotError):
+        log.critical("startup_failed", exc_info=exc)
+    text = str(exc) if isinstance(exc, VoicebotError) else f"{type(exc).__name__}: {exc}"
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": f"voicebot cannot start:\n{text}"})
+
+
+async def _refuse_upgrade(scope: Scope, send: Send, status: int) -> None:
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    headers = [(b"content-length", b"0")]
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": b""})
+
+
+# --- HTTP
+
+
+def _create_quart(app: App) -> QuartTrio:
+    quart = QuartTrio("voicebot", static_folder=None)
+    quart.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    quart.config["BODY_TIMEOUT"] = BODY_TIMEOUT_S
+    quart.config["RESPONSE_TIMEOUT"] = 10  # seconds; whoever does not take 1 KB by then is gone
+    quart.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
+    quart.register_error_handler(HTTPException, _http_error)
+    quart.register_blueprint(_health(app))
+    quart.register_blueprint(_webhooks(app.board))
+    quart.register_blueprint(_calls(app))
+    return quart
+
+
+def _error(status: int, message: str, **more: Any) -> Reply:
+    return {"error": {"message": message, **more}}, status
+
+
+async def _http_error(exc: HTTPException) -> Reply:
+    body, status = _error(exc.code or 500, exc.description or exc.name)[:2]
+    headers = {name: value for name, value in exc.get_headers() if name != "Content-Type"}
+    return body, status, headers  # Allow, Retry-After
+
+
+def _health(app: App) -> Blueprint:
+    """`/healthz`: the process answers. `/readyz`: it takes calls, or says why not."""
+    routes = Blueprint("health", __name__)
+
+    @routes.get("/")
+    async def root() -> Reply:
+        return {
+            "voicebot": __version__,
+            "try": {
+                "inbound": "point a Twilio number's voice webhook at POST /twilio/voice",
+                "outbound": 'POST /calls {"to": "+15550100123"}, or: voicebot call +15550100123',
+                "calls": "GET /calls",
+            },
+        }, 200
+
+    @routes.get("/healthz")
+    async def healthz() -> Reply:
+        return {"healthy": True}, 200
+
+    @routes.get("/readyz")
+    async def readyz() -> Reply:
+        # Full is ready: a caller who hears that the lines are busy is better off than one
+        # whose webhook goes to a server that has been taken out.
+        reason = None
+        if app.service is None:
+            reason = "starting or stopped"
+        elif app.board.draining:
+            reason = "draining"
+        lines = app.board.lines.taken(trio.current_time())
+        body = {"ready": reason is None, "lines_taken": lines, "lines": app.board.lines.limit}
+        return (body, 200) if reason is None else ({**body, "reason": reason}, 503)
+
+    return routes
+
+
+def _webhooks(board: Switchboard) -> Blueprint:
+    """What Twilio asks of us and tells us: signed form POSTs."""
+    routes = Blueprint("webhooks", __name__, url_prefix="/twilio")
+
+    @routes.before_request
+    async def check() -> None:
+        board.admit_webhook(request.scope, await request.form)
+
+    @routes.errorhandler(CallRefused)
+    async def refused(exc: CallRefused) -> Reply:
+        return _error(403, str(exc))
+
+    @routes.errorhandler(BadRequest)
+    async def bad(exc: BadRequest) -> Reply:
+        return _error(400, str(exc))
+
+    @routes.post("/voice")
+    async def voice() -> TextReply:
+        return board.answer(request.scope, await request.form), 200, {"Content-Type": "text/xml"}
+
+    @routes.post("/status")
+    async def status() -> TextReply:
+        board.take_status(await request.form)
+        return NOTED
+
+    @routes.post("/stream-status")
+    async def stream_status() -> TextReply:
+        board.take_stream_status(await request.form)
+        return NOTED
+
+    return routes
+
+
+def _calls(app: App) -> Blueprint:
+    """Place a call, look at calls, hang up."""
+    routes = Blueprint("calls", __name__, url_prefix="/calls")
+    board, store, settings = app.board, app.board.store, app.board.settings
+
+    @routes.before_request
+    async def check() -> Reply | None:
+        key = settings.api_key.get_secret_value()
+        if not key:
+            if is_direct_loopback(request.scope):
+                return None
+            return _error(
+                403,
+                "without VOICEBOT_API_KEY only requests from this machine itself may use the "
+                "calls API; set it and send Authorization: Bearer <key>",
+            )
+        given = request.headers.get("Authorization", "")
+        if hmac.compare_digest(f"Bearer {key}".encode(), given.encode("utf-8", "surrogatepass")):
+            return None
+        body, status = _error(401, "send Authorization: Bearer <VOICEBOT_API_KEY>")[:2]
+        return body, status, {"WWW-Authenticate": "Bearer"}
+
+    @routes.errorhandler(ProviderError)
+    async def failed(exc: ProviderError) -> Reply:
+        refusal = telephony.explain(exc)
+        log.warning("twilio_refused", extra={"code": refusal.code, "status": refusal.status})
+        more: dict[str, Any] = {"hint": refusal.hint, "twilio_code": refusal.code}
+        if refusal.field:
+            more["fields"] = {refusal.field: refusal.message.removeprefix(f"{refusal.field} ")}
+        return _error(refusal.status, refusal.message, **more)
+
+    @routes.post("")
+    async def place() -> Reply:
+        if request.mimetype != "application/json":
+            # Also what keeps a web page from calling through its visitor's browser.
+            return _error(415, "the content type must be application/json")
+        if app.service is None:
+            return _error(503, "the server is starting or stopped")
+        phone = app.service.telephony
+        fields = _json_object(await request.get_data())
+        problems = telephony.check_call(fields or {}, settings)
+        if phone is None and problems == {"from": "is missing"}:
+            problems = {}  # its default is one of the settings named below
+        if fields is None or problems:
+            text = "; ".join(f"{name} {problem}" for name, problem in problems.items())
+            if fields is None:
+                text = f'the body must be a JSON object like {{"to": "+15550100123"}}; {text}'
+            return _error(400, text, fields=problems)
+        if phone is None:
+            needed = telephony.missing_settings(settings, from_given="from" in fields)
+            return _error(503, f"no call can be placed; set {', '.join(needed)}")
+        to, from_ = fields["to"], fields.get("from", settings.twilio_from_number)
+        try:
+            line = board.lines.dial(trio.current_time(), DIAL_HOLD_S)
+        except CallRefused as exc:
+            return _error(503, str(exc))
+        try:
+            call = await phone.place_call(to, from_)
+            board.lines.dialled(line, call.sid)
+        finally:
+            board.lines.release(line)  # after `dialled` there is none of that name
+        store.open(
+            call.sid, at=wall_clock(), direction="outbound", from_=from_, to=to, status=call.status
+        )
+        log.info("call_placed", extra={"call_sid": call.sid, "pii_to": to})
+        body = {"call_sid": call.sid, "status": call.status, "to": to, "from": from_}
+        return body, 201, {"Location": f"/calls/{call.sid}"}
+
+    @routes.get("")
+    async def latest() -> Reply:
+        return {"calls": [record.as_json() for record in store.latest(LISTED_CALLS)]}, 200
+
+    @routes.get("/<sid>")
+    async def one(sid: str) -> Reply:
+        record = store.get(sid)
+        return _error(404, "no such call") if record is None else (record.as_json(), 200)
+
+    @routes.post("/<sid>/hangup")
+    async def hang_up(sid: str) -> Reply:
+        if store.get(sid) is None:
+            return _error(404, "no such call")
+        if app.service is None or app.service.telephony is None:
+            return _error(503, "no Twilio account is configured")
+        hung_up = await app.service.telephony.end_call(sid)
+        return {"call_sid": sid, "hung_up": hung_up}, 200
+
+    return routes
+
+
+def _json_object(body: bytes | str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,266 @@
+"""Answers by Groq, or by any server that speaks OpenAI's chat completions, streamed.
+
+AsyncGroq makes the request and names the errors; the event stream is read here, because its
+pydantic objects cost many times the reading of the line. Nothing but `delta.content` is ever
+spoken: reasoning is not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import ssl
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import groq
+import httpx
+import trio
+
+from voicebot import ports, sse
+from voicebot.errors import (
+    ProviderError,
+    ProviderRejected,
+    ProviderTimeout,
+    RemoteProtocolError,
+)
+from voicebot.transport import open_client, reading
+
+log = logging.getLogger(__name__)
+
+PROVIDER: Final = "groq"
+
+# Reasoning counts, and takes some 200 at low effort; what remains is about 5 minutes of speech.
+MAX_COMPLETION_TOKENS: Final = 1_024
+# After the last words only a few bytes are due. Read in time, they save the next turn a TLS
+# handshake; they mostly come in the same packet.
+LINGER_S: Final = 0.1
+
+_ADVICE: Final = {
+    401: "check GROQ_API_KEY",
+    403: "this key may not use this model",
+    404: "check VOICEBOT_GROQ_MODEL and GROQ_BASE_URL",
+    413: "the conversation is too long for this model or this plan",
+    429: "the rate limit of this Groq organisation is used up",
+}
+
+
+@asynccontextmanager
+async def open_chat(
+    *,
+    base_url: str,
+    api_key: str,
+    model: str,
+    max_completion_tokens: int = MAX_COMPLETION_TOKENS,
+    ssl_context: ssl.SSLContext | None = None,
+) -> AsyncGenerator[ports.Chat]:
+    """Yield a chat for the whole process.
+
+    Args:
+        base_url: without `/openai/v1`, which the SDK appends.
+        api_key: empty for a local server that wants none.
+
+    Owns: the connections to the server, shared by all calls.
+    """
+    async with open_client(ssl_context=ssl_context) as http:
+        async with groq.AsyncGroq(
+            api_key=api_key or "none",  # the SDK insists, and an empty header value is illegal
+            base_url=base_url.rstrip("/").removesuffix("/openai/v1"),
+            http_client=http,
+            max_retries=0,  # the SDK would sleep for seconds, in silence; see Timeouts
+        ) as client:
+            yield GroqChat(client, model, max_completion_tokens)
+
+
+class GroqChat:
+    """Replies over a client that others may share; see `ports.Chat`."""
+
+    def __init__(
+        self,
+        client: groq.AsyncGroq,
+        model: str,
+        max_completion_tokens: int = MAX_COMPLETION_TOKENS,
+    ) -> None:
+        # Loads the SDK's resources, which holds the loop for 90 ms: now and not in a call.
+        self._create = client.chat.completions.with_raw_response.create
+        self._options: dict[str, Any] = {
+            "model": model,
+            "max_completion_tokens": max_completion_tokens,
+            "stream": True,
+            **_reasoning_options(model),
+        }
+
+    @asynccontextmanager
+    async def open_reply(
+        self, messages: Sequence[ports.Message]
+    ) -> AsyncGenerator[AsyncIterator[str]]:
+        """Stream one answer; see `ports.Chat`."""
+        try:
+            answer = await self._create(
+                messages=[
+                    {"role": message.role, "content": message.content}  # type: ignore[misc]  # the SDK has a TypedDict per role
+                    for message in messages
+                ],
+                **self._options,
+            )
+        except (groq.GroqError, httpx.HTTPError, ValueError) as exc:
+            raise _failed(exc) from exc
+        async with reading(answer.http_response) as chunks:
+            reply = _Reply(chunks, answer.headers.get("content-type", ""))
+            yield reply
+            await reply.linger()
+
+
+class _Reply:
+    """The text deltas of one answer. Over at `finish_reason`, whatever the server does then.
+
+    A class and not a generator: one left half read needs no closing.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes], content_type: str) -> None:
+        self._chunks = chunks
+        self._content_type = content_type
+        self._decoder = sse.Decoder()
+        self._events: deque[sse.Event] = deque()
+        self._finished = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        while not self._finished:
+            if not self._events:
+                await self._read()
+                continue
+            event = self._events.popleft()
+            if event.data == "[DONE]":
+                break
+            piece = read_event(event)
+            self._finished = bool(piece.finish_reason)
+            if piece.finish_reason not in {"", "stop"}:  # length, content_filter, …
+                log.warning("llm_reply_cut", extra={"finish_reason": piece.finish_reason})
+            if piece.text:
+                return piece.text
+        self._finished = True
+        raise StopAsyncIteration
+
+    async def linger(self) -> None:
+        """Read the few bytes after a finished answer, so that its connection can be kept."""
+        if self._finished:
+            with trio.move_on_after(LINGER_S):
+                try:
+                    async for _ in self._chunks:
+                        pass
+                except httpx.HTTPError:
+                    pass  # the answer is complete; the connection is not worth an error
+
+    async def _read(self) -> None:
+        if not self._content_type.startswith("text/event-stream"):
+            raise ProviderError(
+                PROVIDER,
+                f"answered {self._content_type[:80] or 'no content type'} instead of an event "
+                "stream: check GROQ_BASE_URL",
+            )
+        try:
+            self._events += self._decoder.feed(await anext(self._chunks))
+        except StopAsyncIteration:
+            raise ProviderError(PROVIDER, "the answer broke off", retryable=True) from None
+        except (httpx.HTTPError, RemoteProtocolError) as exc:
+            raise _failed(exc) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one event adds to an answer; often nothing."""
+
+    text: str = ""
+    finish_reason: str = ""
+
+
+def read_event(event: sse.Event) -> Piece:
+    """Return what one event of a chat completion says.
+
+    Raises:
+        ProviderError: it says that the answer failed, or says nothing intelligible.
+    """
+    try:
+        fields = json.loads(event.data)
+        error = fields.get("error") or (fields.get("x_groq") or {}).get("error")
+        choices = fields.get("choices")
+        choice = choices[0] if choices else {}  # the chunk with `usage` has an empty list
+        delta = choice.get("delta") or {}
+        text = "" if delta.get("channel") == "analysis" else delta.get("content") or ""
+        finish_reason = choice.get("finish_reason") or ""
+        if not isinstance(text, str):
+            raise TypeError("content is no text")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as exc:
+        raise ProviderError(PROVIDER, f"unintelligible chunk: {exc!r:.120}") from exc
+    if error or event.name == "error":
+        raise ProviderError(
+            PROVIDER, f"failed in mid-answer: {_describe(error or fields)[1]}", retryable=True
+        )
+    return Piece(text, str(finish_reason))
+
+
+def _reasoning_options(model: str) -> dict[str, Any]:
+    """Return what keeps a model's reasoning short and out of the answer.
+
+    Source: Groq's page "reasoning". `include_reasoning` and `reasoning_format` exclude each
+    other; models without reasoning refuse all of them.
+    """
+    name = model.rpartition("/")[2]
+    if name.startswith("gpt-oss"):
+        return {"reasoning_effort": "low", "include_reasoning": False}
+    if name.startswith("qwen3"):
+        return {"reasoning_effort": "none"}
+    return {}
+
+
+def _failed(exc: Exception) -> ProviderError:
+    match exc:
+        case groq.APIStatusError():
+            return _refused(exc)
+        case groq.APITimeoutError() | httpx.TimeoutException():
+            return ProviderTimeout(PROVIDER, _cause(exc))
+        case groq.APIConnectionError() | httpx.HTTPError():
+            return ProviderError(PROVIDER, _cause(exc), retryable=True)
+        case _:
+            return ProviderError(PROVIDER, _cause(exc))
+
+
+def _refused(exc: groq.APIStatusError) -> ProviderRejected:
+    body = exc.body
+    error = body.get("error", body) if isinstance(body, dict) else body
+    code, said = _describe(error)
+    parts = [f"refused with {exc.status_code}", said, _ADVICE.get(exc.status_code, "")]
+    wait = exc.response.headers.get("retry-after")
+    if wait:
+        parts.append(f"retry after {wait[:20]} s")
+    return ProviderRejected(
+        PROVIDER,
+        "; ".join(filter(None, parts)),
+        status=exc.status_code,
+        code=code,
+        # 498: the flex tier is full for now.
+        retryable=exc.status_code in {408, 409, 429, 498} or exc.status_code >= 500,
+    )
+
+
+def _describe(error: object) -> tuple[str | None, str]:
+    """Return code and one line of an error object of any shape."""
+    if isinstance(error, dict):
+        code = error.get("code") or error.get("type")
+        # `failed_generation` holds what the model said, so only these two are repeated.
+        said = f"{code or ''} {error.get('message') or ''}"
+        return (str(code) if code else None), " ".join(said.split())[:300]
+    # A proxy in between may answer with a page of HTML.
+    return None, " ".join(str(error or "").split())[:300]
+
+
+def _cause(exc: Exception) -> str:
+    """Name an error, and under the SDK's vague ones the cause."""
+    inner = exc.__cause__ or exc
+    return f"{type(inner).__name__}: {inner}"[:300]

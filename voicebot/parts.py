@@ -1,0 +1,85 @@
+"""What a service hears, thinks and speaks with: real providers where keys are set, else embedded.
+
+The one place that knows every implementation of the ports. Imports them only when they are
+used, so that a server with keys does not load what it does not need, and the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import trio
+
+from voicebot.config import Settings
+from voicebot.ports import Chat, OpenTranscriber, Ports, Synthesizer
+
+
+@asynccontextmanager
+async def open_ports(settings: Settings) -> AsyncGenerator[Ports]:
+    """Open, once per process, everything that calls talk to.
+
+    Raises:
+        MissingPart: an embedded part is not installed; the message says what to install.
+        ProviderError: an embedded part does not start.
+
+    Owns: the connections to the providers, or the process that computes speech.
+    """
+    from voicebot.vad import OpenEars
+
+    async with AsyncExitStack() as stack:
+        # 0.1 s of loading that must not hold the loop.
+        open_ears = await trio.to_thread.run_sync(OpenEars, settings.hearing)
+        chat = await _open_chat(stack, settings)
+        transcriber, synthesizer = await _open_speech(stack, settings)
+        yield Ports(
+            open_transcriber=transcriber,
+            endpointing="provider" if settings.deepgram else "local",
+            chat=chat,
+            synthesizer=synthesizer,
+            open_ears=open_ears,
+        )
+
+
+async def _open_chat(stack: AsyncExitStack, settings: Settings) -> Chat:
+    if settings.groq:
+        from voicebot.llm import open_chat
+
+        return await stack.enter_async_context(
+            open_chat(
+                base_url=settings.groq_base_url,
+                api_key=settings.groq_api_key.get_secret_value(),
+                model=settings.groq_model,
+            )
+        )
+    from voicebot.brain import ScriptedBrain
+
+    return ScriptedBrain()
+
+
+async def _open_speech(
+    stack: AsyncExitStack, settings: Settings
+) -> tuple[OpenTranscriber, Synthesizer]:
+    if settings.deepgram:
+        from voicebot.stt import open_transcriber
+        from voicebot.tts import open_synthesizer
+
+        key = settings.deepgram_api_key.get_secret_value()
+        synthesizer = await stack.enter_async_context(
+            open_synthesizer(
+                url=settings.deepgram_url, api_key=key, model=settings.deepgram_tts_model
+            )
+        )
+        transcriber = partial(
+            open_transcriber,
+            url=settings.deepgram_url,
+            api_key=key,
+            model=settings.deepgram_stt_model,
+            language=settings.language,
+        )
+        return transcriber, synthesizer
+    from voicebot.local import open_local_speech
+
+    speech = await stack.enter_async_context(open_local_speech(settings.voice))
+    return speech.open_transcriber, speech

@@ -1,0 +1,81 @@
+"""What `voicebot serve` prints: one screen that says what runs, and what to do with it."""
+
+from __future__ import annotations
+
+from voicebot import __version__, local_parts
+from voicebot.config import Settings
+from voicebot.errors import MissingPart
+
+
+def start_screen(settings: Settings, host: str, port: int) -> str:
+    """Return the screen: what is configured, what is embedded, URLs for Twilio, how to try it."""
+    here = f"http://{host}:{port}" if port else "the address below"
+    reached = settings.public_url.rstrip("/") or here
+    lines = [
+        f"voicebot {__version__}",
+        "",
+        _row("hears", *_hears(settings)),
+        _row("thinks", *_thinks(settings)),
+        _row("speaks", *_speaks(settings)),
+        _row("telephone", *_telephone(settings)),
+        _row("calls", f"at most {settings.call_limit} at once", "VOICEBOT_MAX_CALLS"),
+        "",
+    ]
+    if settings.telephony:
+        lines += [
+            "Give Twilio, as the webhooks of your number:",
+            f"  a call comes in      POST {reached}/twilio/voice",
+            f"  call status changes  POST {reached}/twilio/status",
+            "",
+            "Try it: call the number, or",
+            "  voicebot call +15550100123",
+            "  and without a telephone, in another terminal:",
+        ]
+    else:
+        lines += [
+            "With a Twilio number its webhooks would be POST /twilio/voice and /twilio/status,",
+            "under an https:// address that Twilio reaches: set PUBLIC_URL to it.",
+            "",
+            "Try it, in another terminal:",
+        ]
+    server = here if port else "URL"
+    lines += [f"  voicebot simulate --server {server} CALLER.wav", "", "Ctrl-C stops.", ""]
+    return "\n".join(lines)
+
+
+def _row(what: str, value: str, how: str) -> str:
+    return f"  {what:<10} {value:<44} {how}".rstrip()
+
+
+def _hears(settings: Settings) -> tuple[str, str]:
+    if settings.deepgram:
+        return f"Deepgram {settings.deepgram_stt_model}", _elsewhere(settings.deepgram_url)
+    return "embedded: whisper tiny.en", "DEEPGRAM_API_KEY sets Deepgram"
+
+
+def _speaks(settings: Settings) -> tuple[str, str]:
+    if settings.deepgram:
+        return f"Deepgram {settings.deepgram_tts_model}", _elsewhere(settings.deepgram_url)
+    try:
+        voice = local_parts.choose_voice(settings.voice)
+    except MissingPart:
+        return "not installed", "pip install 'voicebot[local]'"
+    return f"embedded: {'espeak-ng' if voice == 'espeak' else voice}", ""
+
+
+def _thinks(settings: Settings) -> tuple[str, str]:
+    if settings.groq:
+        return settings.groq_model, _elsewhere(settings.groq_base_url)
+    return "embedded: a scripted receptionist", "GROQ_API_KEY sets a language model"
+
+
+def _telephone(settings: Settings) -> tuple[str, str]:
+    if settings.telephony:
+        return f"Twilio {settings.twilio_account_sid[:6]}…", _elsewhere(settings.twilio_api_url)
+    return "none", "TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN and PUBLIC_URL"
+
+
+def _elsewhere(url: str) -> str:
+    """Return where it is, unless it is where everybody's is."""
+    usual = ("https://api.deepgram.com", "https://api.groq.com", "https://api.twilio.com")
+    return "" if url.rstrip("/") in usual else f"at {url}"

@@ -1,0 +1,85 @@
+"""What one process keeps open to run calls, and the run of one call from upgrade to record."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from voicebot import log, telephony, twilio, ws
+from voicebot.config import Settings
+from voicebot.nursery import run_call
+from voicebot.parts import open_ports
+from voicebot.plan import CallPlan
+from voicebot.ports import Ports
+from voicebot.record import CallSummary
+from voicebot.switchboard import Switchboard
+from voicebot.telephony import Telephony
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a running process has open."""
+
+    serve_media: Callable[[ws.Scope, ws.Receive, ws.Send], Awaitable[None]]  # raw ASGI
+    telephony: Telephony | None = None  # None without a Twilio account
+
+
+@asynccontextmanager
+async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
+    """Open everything that lives as long as the process.
+
+    Raises:
+        MissingPart: an embedded part is not installed.
+        ProviderError: an embedded part does not start.
+    """
+    async with AsyncExitStack() as stack:
+        phone = None
+        if board.settings.telephony:
+            phone = await stack.enter_async_context(telephony.open_telephony(board.settings))
+        ports = await stack.enter_async_context(open_ports(board.settings))
+        calls = _Calls(board, ports)
+        yield Service(serve_media=calls.serve_media, telephony=phone)
+
+
+class _Calls:
+    """Runs the calls of a process, each in the task that serves its socket."""
+
+    def __init__(self, board: Switchboard, ports: Ports) -> None:
+        self._board = board
+        self._ports = ports
+        self._plan = _plan(board.settings)
+
+    async def serve_media(self, scope: ws.Scope, receive: ws.Receive, send: ws.Send) -> None:
+        """Serve one media WebSocket: admit it, run its call, record how it went."""
+        async with ws.open_media_socket(
+            scope,
+            receive,
+            send,
+            admit=self._board.admit,
+            authenticate=self._authenticate,
+            start_timeout_s=self._board.settings.start_timeout_s,
+        ) as socket:
+            if socket is None:
+                return
+            sid = socket.start.call_sid
+            log.call_sid.set(sid)  # before the call starts a task: tasks inherit it
+
+            def record(summary: CallSummary) -> None:
+                self._board.store.summarise(sid, summary.as_json())
+
+            with self._board.live(sid):
+                await run_call(socket, self._ports, self._plan, on_end=record)
+
+    def _authenticate(self, start: twilio.Start) -> None:
+        token = start.parameters.get(telephony.TOKEN_PARAMETER, "")
+        self._board.redeem(token, start.call_sid, start.account_sid)
+
+
+def _plan(settings: Settings) -> CallPlan:
+    values: dict[str, Any] = {
+        name: getattr(settings, name)
+        for name in ("prompt", "greeting", "pacing", "endpointing", "timeouts", "send_deadline_s")
+    }
+    return CallPlan(**values)

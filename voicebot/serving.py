@@ -1,0 +1,402 @@
+"""hypercorn's trio worker, made safe: one connection's fault stays in that connection.
+
+Not here: routes, calls, signals. `serve` runs an ASGI application on a port until it is told to
+stop; `contain` makes `hypercorn --worker-class trio` just as safe, because that command offers
+no place to name a connection class of one's own.
+
+Every override names the fault of hypercorn 0.18.0 that it is for. 0.18.0 is the newest release
+and has all of them; when one is fixed upstream, its override goes. Always true here:
+
+- no exception of a connection reaches the server; it is logged once, with the peer;
+- no send, no put into an application's queue and no dead transport is waited for without bound;
+- what a peer can make the server hold in memory is bounded.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from math import inf
+from typing import Any, Final, cast
+
+import h11
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config, Sockets
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
+from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
+from hypercorn.trio import run as hypercorn_run
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import (
+    AppWrapper,
+    ASGIFramework,
+    ASGIReceiveEvent,
+    ASGISendEvent,
+    ConnectionState,
+    LifespanState,
+    Scope,
+)
+from hypercorn.utils import parse_socket_addr
+from wsproto.events import Message
+
+from voicebot import twilio
+
+logger = logging.getLogger(__name__)
+
+# A socket that takes no byte for this long is dropped. A caller hears the gap after 0.2 s; 5 s
+# is what a mobile network needs to come back from a handover.
+SEND_DEADLINE_S: Final = 5.0
+# Twilio sends 50 messages a second, the browser page as well: 15 s of nothing is a dead peer.
+SILENCE_S: Final = 15.0
+# An application whose socket has gone may go on this long, to close providers and write records.
+LINGER_S: Final = 10.0
+# Twice what the codec takes, so that the codec is the one to name a message just too long.
+MAX_MESSAGE_CHARS: Final = 2 * twilio.MAX_MESSAGE_CHARS
+# A message of a call always fits; a large HTTP body gets a new send deadline for every slice.
+SLICE_BYTES: Final = 65_536
+
+
+def contain() -> None:
+    """Make hypercorn build `ContainedServer`, in `serve` and under its own command line.
+
+    `hypercorn.trio.run` looks its connection class up by name in its own module, and the command
+    line imports the application before it serves: so this rebind, made when the application is
+    imported, is what protects both. HTTP/2 is not offered over TLS either: its code is the
+    crash-prone part (#327, #329) and its WebSockets would pass by the limits below.
+    """
+    hypercorn_run.TCPServer = ContainedServer  # type: ignore[attr-defined]  # see above
+    Config.alpn_protocols = ["http/1.1"]
+
+
+class ServerConfig(Config):
+    """hypercorn's settings and ours; a hypercorn.toml may set `send_deadline_s` as well."""
+
+    send_deadline_s = SEND_DEADLINE_S
+
+
+async def serve(
+    app: ASGIFramework,
+    *,
+    host: str,
+    port: int,
+    drain_s: float,
+    shutdown: trio.Event,
+    send_deadline_s: float = SEND_DEADLINE_S,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `app` until `shutdown` is set and its connections have ended, or `drain_s` is over.
+
+    Reports the URLs it listens on by `task_status`; port 0 takes a free one.
+
+    Raises:
+        OSError: the address cannot be bound; nothing has been started then.
+
+    Owns: the listening sockets and, through hypercorn, one nursery for all connections.
+    """
+    contain()
+    config = ServerConfig()
+    config.graceful_timeout = drain_s
+    config.send_deadline_s = send_deadline_s
+    config.keep_alive_timeout = 5.0  # also the time for a whole request head
+    config.h11_max_incomplete_size = 16_384  # 16 KiB of request head, as most servers
+    config.max_app_queue_size = 10  # messages; 0.2 s of media, then TCP slows the peer
+    config.websocket_ping_interval = None  # it would not check the pongs; silence is checked
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = logging.getLogger(f"{__name__}.hypercorn")
+    config.errorlog.setLevel(logging.WARNING)  # its "Running on" would double the start screen
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # 1024: a burst of calls. hypercorn's own 100 would turn some of them away.
+    with socket.create_server((host, port), family=family, backlog=1024) as listening:
+        listening.setblocking(False)
+        await hypercorn_run.worker_serve(
+            ASGIWrapper(app),
+            config,
+            sockets=Sockets(secure_sockets=[], insecure_sockets=[listening], quic_sockets=[]),
+            shutdown_trigger=shutdown.wait,
+            task_status=task_status,
+        )
+
+
+class ContainedServer(TCPServer):
+    """One connection. Its nursery holds the reader, the idle timer and the application.
+
+    What is wrong in 0.18.0, where that is reported, and what answers it here:
+
+    - A byte behind an upgrade request (#225), a header that is not ASCII, any exception but
+      OSError (#177, #329) ends the whole process: `run`.
+    - Cancelling a connection's nursery stops the server, the nursery's result being dropped
+      (not reported): `_run`.
+    - A peer that does not read holds its sender, and the exit of the process, for ever (not
+      reported): `_write`.
+    - The full queue of an application that has ended, or that is itself the sender, is waited
+      on for ever (not reported): `_Exchange`.
+    - A send to a peer that has gone returns at once, so that a loop of sends holds the process
+      for ever (not reported): `_Exchange`.
+    - A reader parked between pipelined requests is never woken when the connection breaks (not
+      reported): `_reading`.
+    - A WebSocket message is stored before it is measured, and the peer is read on afterwards
+      (not reported): `_BoundedBuffer`.
+    - Compression cannot be declined, and inflates before the limit (#307): `_H11`.
+    """
+
+    protocol: _H11  # type: ignore[assignment]  # never the wrapper that can become HTTP/2
+
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        state: LifespanState,
+        stream: trio.SSLStream[trio.SocketStream],
+    ) -> None:
+        super().__init__(app, config, context, state, stream)
+        # The command line builds its own Config, which knows none of our limits.
+        self.send_deadline_s: float = getattr(config, "send_deadline_s", SEND_DEADLINE_S)
+        self.silence_s: float = config.read_timeout or SILENCE_S
+        self.peer = "?"
+        # Whoever finds the transport dead cancels this: the reader may be waiting for something
+        # else than the transport. It then tells the application.
+        self._reading = trio.CancelScope()
+
+    async def run(self) -> None:
+        """Serve the connection to its end. No exception but a cancellation leaves this."""
+        try:
+            async with self.stream:
+                await self._run()
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the peer has gone, which is how connections end
+        except* Exception as group:
+            logger.warning("connection_failed", exc_info=group, extra={"peer": self.peer})
+
+    async def _run(self) -> None:
+        # hypercorn's annotation knows TLS only.
+        stream = cast("trio.SSLStream[trio.SocketStream] | trio.SocketStream", self.stream)
+        if isinstance(stream, trio.SSLStream):
+            transport = stream.transport_stream.socket
+            with trio.move_on_after(self.config.ssl_handshake_timeout) as handshake:
+                await stream.do_handshake()
+            if handshake.cancelled_caught:
+                return
+        else:
+            transport = stream.socket
+        client = parse_socket_addr(transport.family, transport.getpeername())
+        server = parse_socket_addr(transport.family, transport.getsockname())
+        if client is not None:
+            self.peer = f"{client[0]}:{client[1]}"
+        # Owns: the reader (this task), the idle timer, the application. Ends when all have, or
+        # LINGER_S after the transport is known to be dead.
+        async with trio.open_nursery() as nursery:
+            self._task_group = _Tasks(nursery, self.peer)
+            self.protocol = _H11(
+                self.app,
+                self.config,
+                self.context,
+                self._task_group,
+                ConnectionState(self.state),
+                isinstance(stream, trio.SSLStream),
+                client,
+                server,
+                self.protocol_send,
+            )
+            await self.idle_task.restart(self._task_group, self._idle_timeout)
+            with self._reading:
+                await self._read_data()
+            if self._reading.deadline <= trio.current_time():
+                logger.warning("peer_silent", extra={"peer": self.peer})
+            await self.protocol.handle(Closed())
+            await self.idle_task.stop()
+            nursery.cancel_scope.deadline = trio.current_time() + LINGER_S
+        if nursery.cancel_scope.cancelled_caught:
+            logger.warning("application_outlived_socket", extra={"peer": self.peer})
+
+    async def _read_data(self) -> None:
+        try:
+            while not self.protocol.overflowed:
+                self._allow_silence()
+                data = await self.stream.receive_some(MAX_RECV)
+                await self.protocol.handle(RawData(bytes(data)))
+                if not data:
+                    return
+            logger.warning("oversized_message", extra={"peer": self.peer})
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the peer has gone, or this side has closed
+
+    def _allow_silence(self) -> None:
+        """Give a WebSocket until its next deadline; move that in steps, as each move has a price.
+
+        A client that waits for its answer rightly says nothing, and an idle one is the idle
+        timer's: hypercorn itself would cut both off.
+        """
+        websocket = isinstance(self.protocol.stream, WSStream)
+        until = trio.current_time() + (self.silence_s if websocket else inf)
+        if not 0 <= until - self._reading.deadline < self.silence_s / 10:
+            self._reading.deadline = until
+
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            await self._write(event.data)
+        elif isinstance(event, Closed) or not self._reading.cancel_called:
+            await super().protocol_send(event)
+        # else no idle timer is started for a connection that has ended
+
+    async def _write(self, data: bytes) -> None:
+        """Write, or drop the transport.
+
+        Cancellation: waits for the bytes, so that none is torn, for at most the send deadline
+        per slice. A sender cancelled before its turn has written nothing.
+        """
+        async with self.send_lock:
+            try:
+                for start in range(0, len(data), SLICE_BYTES):
+                    with trio.fail_after(self.send_deadline_s, shield=True):
+                        await self.stream.send_all(data[start : start + SLICE_BYTES])
+                return
+            except trio.TooSlowError:
+                logger.warning("send_deadline_passed", extra={"peer": self.peer})
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+                pass  # busy: it is being closed
+        # Half a message may be out: nothing can follow it on this transport.
+        self._reading.cancel(reason="broken")
+        await trio.aclose_forcefully(self.stream)
+
+
+class _Tasks(TaskGroup):
+    """Where hypercorn's protocol classes start tasks: a plain nursery, which `_run` entered."""
+
+    _nursery: trio.Nursery
+
+    def __init__(self, nursery: trio.Nursery, peer: str) -> None:
+        super().__init__()
+        self._nursery = nursery
+        self._peer = peer
+
+    async def spawn_app(
+        self,
+        app: AppWrapper,
+        config: Config,
+        scope: Scope,
+        send: Callable[[ASGISendEvent | None], Awaitable[None]],
+    ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
+        exchange = _Exchange(config.max_app_queue_size, send)
+        self._nursery.start_soon(
+            self._run_app, app, scope, exchange, name=f"{scope['type']} {self._peer}"
+        )
+        return exchange.put
+
+    async def _run_app(self, app: AppWrapper, scope: Scope, exchange: _Exchange) -> None:
+        threads = trio.to_thread.run_sync, trio.from_thread.run
+        try:
+            await app(scope, exchange.receive, exchange.send, *threads)
+        except* _PeerGone:
+            pass  # an application may leave it to us
+        except* Exception as group:
+            logger.error("application_failed", exc_info=group, extra={"peer": self._peer})
+        await exchange.end()
+
+
+class _PeerGone(OSError):
+    """What a send raises once the peer has gone, as ASGI 2.4 has it."""
+
+
+class _Exchange:
+    """One application's messages, both ways.
+
+    A disconnect is never queued: it closes the queue, so that it needs no room, and is what
+    `receive` returns from then on; what still waits for room is dropped. So nothing waits here
+    for an application that has ended, because its end brings the disconnect.
+
+    A send after the disconnect is a checkpoint, and raises where it is a WebSocket's: a loop of
+    sends would hold the process for ever otherwise.
+    """
+
+    def __init__(self, size: int, send: Callable[[ASGISendEvent | None], Awaitable[None]]) -> None:
+        self._queue_send, self._queue_receive = trio.open_memory_channel[ASGIReceiveEvent](size)
+        self._disconnect: ASGIReceiveEvent | None = None
+        self._protocol_send = send
+
+    async def put(self, message: ASGIReceiveEvent) -> None:
+        if message["type"].endswith(".disconnect"):
+            self._disconnect = message
+            self._queue_send.close()
+            return
+        try:
+            await self._queue_send.send(message)
+        except trio.ClosedResourceError:
+            pass  # the disconnect has overtaken it
+
+    async def receive(self) -> ASGIReceiveEvent:
+        try:
+            return await self._queue_receive.receive()
+        except trio.EndOfChannel:
+            assert self._disconnect is not None
+            return self._disconnect
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if self._disconnect is None:
+            await self._protocol_send(message)
+        else:
+            await trio.lowlevel.checkpoint()
+            if self._disconnect["type"] == "websocket.disconnect":
+                raise _PeerGone
+
+    async def end(self) -> None:
+        """Say that the application has ended; where it said nothing, the answer is 500 or 1011."""
+        await self._protocol_send(None)
+
+
+class _H11(H11Protocol):
+    """HTTP/1.1 and WebSocket without compression, without HTTP/2, with bounded messages."""
+
+    _buffer: _BoundedBuffer | None = None
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether the peer has sent a message over the limit; it has been told 1009."""
+        return self._buffer is not None and self._buffer.overflowed
+
+    async def handle(self, event: Event) -> None:
+        if isinstance(event, RawData) and event.data and self._awaits_accept:
+            await self.send(Closed())
+        else:
+            await super().handle(event)
+
+    @property
+    def _awaits_accept(self) -> bool:
+        """Whether the peer must be silent, its upgrade not being answered yet (RFC 6455, 4.1)."""
+        return isinstance(self.stream, WSStream) and not self.stream.handshake.accepted
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Answer an upgrade to HTTP/2, and HTTP/2 without asking, as the HTTP/1.1 they are."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        offer = b"sec-websocket-extensions"
+        if any(name == offer for name, _ in request.headers):
+            request = h11.Request(
+                method=request.method,
+                target=request.target,
+                headers=[(name, value) for name, value in request.headers if name != offer],
+                http_version=request.http_version,
+            )
+        await super()._create_stream(request)
+        if isinstance(self.stream, WSStream) and isinstance(self.connection, H11WSConnection):
+            limit = min(self.config.websocket_max_message_size, MAX_MESSAGE_CHARS)
+            self.stream.buffer = self._buffer = _BoundedBuffer(limit)
+            if self._awaits_accept and self.connection.buffer:
+                await self.send(Closed())
+
+
+class _BoundedBuffer(WebsocketBuffer):
+    """Measures before it stores; hypercorn stores first."""
+
+    overflowed = False
+
+    def extend(self, event: Message[Any]) -> None:
+        self.overflowed = self.length + len(event.data) > self.max_length
+        if self.overflowed:
+            raise FrameTooLargeError
+        super().extend(event)

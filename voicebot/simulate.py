@@ -1,0 +1,232 @@
+"""The command `voicebot simulate`: play recorded callers to a bot, and judge it.
+
+    voicebot simulate hello.wav stop.wav --interrupt-after 1500 bye.wav
+
+speaks hello.wav when the greeting is over, stop.wav 1.5 s into the reply, and bye.wav when the
+bot has answered that. An option about *when* belongs to the WAV before it. The call goes over
+the real protocol to `--server`, or to a server started for the time of the call.
+
+Exit status: 0 the bot passed, 1 it failed a threshold, 2 the call could not be held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from dotenv import dotenv_values
+
+from voicebot.caller import At, InterruptAfter, Script, Utterance, When, WhenSilent
+from voicebot.dial import Account, dial, leaves, open_line, open_server
+from voicebot.errors import ConfigError, VoicebotError
+from voicebot.report import write_report
+from voicebot.simulator import Recording, run_call
+from voicebot.verdict import Thresholds, Verdict, judge
+from voicebot.wav import read_mulaw
+
+PASSED: Final = 0
+FAILED: Final = 1
+NOT_HELD: Final = 2  # argparse's status for a wrong command line, too
+_DIGITS: Final = re.compile(r"[0-9A-D*#]+")
+_SERVER: Final = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?/?")
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A WAV or digits on the command line, and the options behind it."""
+
+    wav: str = ""
+    digits: str = ""
+    when: When | None = None
+    backchannel: bool = False
+
+    @property
+    def name(self) -> str:
+        return Path(self.wav).name or f"keys {self.digits}"
+
+
+class _Steps(argparse.Action):
+    """Collects WAVs in order, and gives each option to the step before it.
+
+    argparse takes positional arguments in one run only, so that the WAVs behind an option
+    come as further values of that option.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        given = [str(value) for value in values or ()]
+        steps: list[_Step] = list(getattr(namespace, "steps", None) or ())
+        if option_string == "--digits":
+            digits = given.pop(0)
+            if not _DIGITS.fullmatch(digits):
+                raise argparse.ArgumentError(self, f"{digits!r} is not of 0-9, A-D, * and #")
+            steps.append(_Step(digits=digits))
+        elif option_string is not None:
+            if not steps:
+                raise argparse.ArgumentError(self, "must come after the WAV it belongs to")
+            steps[-1] = self._refine(steps[-1], option_string, given)
+        namespace.steps = steps + [_Step(wav=wav) for wav in given]
+
+    def _refine(self, step: _Step, option: str, given: list[str]) -> _Step:
+        if option == "--backchannel":
+            return replace(step, backchannel=True)
+        if step.when is not None:
+            raise argparse.ArgumentError(
+                self, f"{step.name} has its time already; put each option right behind its WAV"
+            )
+        text = given.pop(0)
+        try:
+            number = float(text)
+        except ValueError as exc:
+            raise argparse.ArgumentError(self, f"{text!r} is not a number") from exc
+        if not 0 <= number < 1e9:
+            raise argparse.ArgumentError(self, f"{text} is not a time")
+        return replace(step, when=At(number) if option == "--at" else InterruptAfter(number))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line of `voicebot simulate`."""
+    limits = Thresholds()
+    parser.description = (
+        "Play recorded callers to a bot as Twilio would, write what happened, and judge it.\n"
+        "Exit status 1: the bot fails a threshold. 2: the call could not be held."
+    )
+    parser.epilog = (
+        "Options of the script belong to the WAV before them. A WAV with none is spoken when\n"
+        "the bot has replied and been silent for 0.8 s. All other options stand before the\n"
+        "first WAV or behind the last.\n\n"
+        "example: voicebot simulate hello.wav stop.wav --interrupt-after 1500 bye.wav"
+    )
+    parser.add_argument(
+        "wavs", nargs="+", action=_Steps, metavar="WAV", help="what the caller says, in order"
+    )
+    script = parser.add_argument_group("script")
+    script.add_argument(
+        "--at", nargs="+", action=_Steps, metavar=("S", "WAV"),
+        help="speak it S seconds after the start of the call",
+    )  # fmt: skip
+    script.add_argument(
+        "--interrupt-after", nargs="+", action=_Steps, metavar=("MS", "WAV"),
+        help="speak it MS milliseconds after the bot became audible",
+    )  # fmt: skip
+    script.add_argument(
+        "--backchannel", nargs="*", action=_Steps, metavar="WAV",
+        help='it is a cough or "mm-hm": the bot must go on with its reply',
+    )  # fmt: skip
+    script.add_argument(
+        "--digits", nargs="+", action=_Steps, metavar=("KEYS", "WAV"),
+        help="press these keys, as a step of the script of its own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hang-up-after", type=float, metavar="S",
+        help="hang up S seconds after the start (default: when the last reply is over)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="http(s)://host:port of a running server (default: start one)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("simulation"), metavar="DIR",
+        help="where call.wav, timeline.json and timeline.txt go (default: simulation)",
+    )  # fmt: skip
+    verdict = parser.add_argument_group("thresholds")
+    for option, kind, text in (
+        ("max_clear_ms", float, "from the caller's first sound to clear"),
+        ("max_late_media", int, "media messages after a clear"),
+        ("max_reply_ms", float, "from the caller's last sound to the bot's first"),
+        ("max_underrun_ms", float, "holes in the bot's audio, per second of it"),
+        ("guard_ms", float, "media this soon after a clear is of the stopped reply"),
+    ):
+        default = getattr(limits, option)
+        verdict.add_argument(
+            "--" + option.replace("_", "-"), type=kind, default=default, metavar="N",
+            help=f"{text} (default: {default:g})",
+        )  # fmt: skip
+
+
+def main(args: argparse.Namespace) -> int:
+    """Hold the call, write the report, print it, and return the exit status."""
+    problems: list[str] = []
+    status = NOT_HELD
+    try:
+        script = _read_script(args)
+        recording = trio.run(_hold_call, script, _check_server(args.server), _account())
+        limits = {option.name: getattr(args, option.name, None) for option in fields(Thresholds)}
+        given = {name: value for name, value in limits.items() if value is not None}
+        verdict = judge(recording, Thresholds(**given))
+        sys.stdout.write(_write(args.out, recording, verdict))
+        sys.stdout.write(f"\nwritten: call.wav, timeline.json, timeline.txt in {args.out}\n")
+        status = PASSED if verdict.passed else FAILED
+    except* VoicebotError as group:
+        problems = [str(problem) for problem in leaves(group)]
+    except* KeyboardInterrupt:
+        problems = ["interrupted, nothing is written"]
+    for problem in problems:
+        sys.stderr.write(f"voicebot simulate: {problem}\n")
+    return status
+
+
+def _write(directory: Path, recording: Recording, verdict: Verdict) -> str:
+    try:
+        return write_report(directory, recording, verdict)
+    except OSError as exc:
+        raise ConfigError([f"--out {directory}: {exc}"]) from exc
+
+
+async def _hold_call(script: Script, server: str | None, account: Account) -> Recording:
+    if server is None:
+        async with open_server() as started:
+            return await _hold_call(script, started, account)
+    answer = await dial(server, account)
+    async with open_line(server, answer.stream_url, account) as line:
+        return await run_call(line, script, answer.identity)
+
+
+def _read_script(args: argparse.Namespace) -> Script:
+    """Return the script of the command line; every WAV that cannot be read is named."""
+    problems: list[str] = []
+    utterances: list[Utterance] = []
+    for step in args.steps:
+        sound = b""
+        if step.wav:
+            try:
+                sound = read_mulaw(Path(step.wav))
+            except ConfigError as exc:
+                problems += exc.problems
+        when = WhenSilent() if step.when is None else step.when
+        utterances.append(Utterance(step.name, sound, when, step.digits, step.backchannel))
+    if problems:
+        raise ConfigError(problems)
+    return Script(tuple(utterances), hang_up_after_s=args.hang_up_after)
+
+
+def _check_server(server: str | None) -> str | None:
+    if server is None:
+        return None
+    if not _SERVER.fullmatch(server):
+        raise ConfigError([f"--server {server}: must be http(s)://host[:port] and nothing else"])
+    return server.rstrip("/")
+
+
+def _account() -> Account:
+    """Return the account the server has, from the environment or `.env`, as it reads them.
+
+    Not through `config.py`, which belongs to the service under test.
+    """
+    known = {**dotenv_values(".env"), **os.environ}
+    sid = known.get("TWILIO_ACCOUNT_SID") or Account().sid
+    token, public_url = known.get("TWILIO_AUTH_TOKEN") or "", known.get("PUBLIC_URL") or ""
+    return Account(sid, token, public_url)

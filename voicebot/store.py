@@ -1,0 +1,291 @@
+"""Records of calls, and the lines and one-time tokens that let a media stream in.
+
+Synchronous, in memory, bounded. It is not persistent yet: a restart forgets every record and
+token, and two processes do not agree. A store that outlives the process comes with an issue of
+its own and keeps these two classes' methods.
+
+Invariants of `Lines`:
+- a call has at most one token, ever: the same webhook again is told the same token, also after
+  the token was used, so a replayed webhook buys nothing;
+- a line is taken in the step that mints the token, never between a check and an `await`, so
+  the calls at once never exceed the limit.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Any, Final, Literal
+
+from voicebot.errors import CallRefused
+
+FINAL_STATUSES: Final = frozenset({"completed", "busy", "failed", "no-answer", "canceled"})
+STATUSES: Final = FINAL_STATUSES | {"queued", "initiated", "ringing", "in-progress"}
+
+Direction = Literal["inbound", "outbound"]
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """What is known of one call.
+
+    Units: the times are wall clock, ISO 8601 with offset. `sequence` is the `SequenceNumber`
+    of the status callback that `status` comes from, -1 before the first.
+    """
+
+    sid: str
+    direction: Direction
+    from_: str = field(repr=False)  # a person's number does not get into a log by a repr
+    to: str = field(repr=False)
+    status: str
+    created_at: str
+    updated_at: str
+    ended_at: str | None = None
+    duration_s: int | None = None
+    sequence: int = -1
+    stream: str | None = None  # the last StreamEvent, for example "stream-started"
+    stream_error: str | None = None
+    summary: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record as the calls API shows it."""
+        return {
+            "call_sid": self.sid,
+            "direction": self.direction,
+            "from": self.from_,
+            "to": self.to,
+            "status": self.status,
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+            "ended_at": self.ended_at,
+            "duration_s": self.duration_s,
+            "stream": self.stream,
+            "stream_error": self.stream_error,
+            "summary": self.summary,
+        }
+
+
+class CallStore:
+    """The last calls. A live call is never dropped; of the others the oldest go first.
+
+    `at` is the wall clock in ISO 8601 throughout.
+    """
+
+    def __init__(self, keep: int = 1000) -> None:
+        """`keep`: a thousand records are some 2 MB, and days of calls of a small office."""
+        self._keep = keep
+        self._records: dict[str, CallRecord] = {}  # in order of creation
+        self._live: set[str] = set()
+
+    def open(
+        self, sid: str, *, at: str, direction: Direction, from_: str, to: str, status: str
+    ) -> CallRecord:
+        """Return the record of a call, made now if it is new.
+
+        A known call's status is only moved on from "queued", where the REST answer left it;
+        after that the status callbacks and the media stream say better.
+        """
+        known = self._records.get(sid)
+        if known is None:
+            known = CallRecord(sid, direction, from_, to, status, created_at=at, updated_at=at)
+            self._put(known)
+        elif known.status == "queued":
+            known = self._change(known, status=status, updated_at=at)
+        return known
+
+    def status(
+        self, sid: str, *, at: str, sequence: int, status: str, duration_s: int | None = None
+    ) -> None:
+        """Take one status callback; a late earlier one changes nothing.
+
+        Source: wire-contracts 3.5: callbacks may overtake each other, `SequenceNumber` orders
+        them.
+        """
+        record = self._records.get(sid)
+        if record is None or sequence <= record.sequence:
+            return
+        ended_at = at if status in FINAL_STATUSES else None
+        self._change(
+            record,
+            status=status,
+            sequence=sequence,
+            updated_at=at,
+            ended_at=record.ended_at or ended_at,
+            duration_s=record.duration_s if duration_s is None else duration_s,
+        )
+
+    def stream_event(self, sid: str, *, at: str, event: str, error: str | None) -> None:
+        """Take one stream status callback."""
+        if record := self._records.get(sid):
+            self._change(
+                record, stream=event, stream_error=error or record.stream_error, updated_at=at
+            )
+
+    def summarise(self, sid: str, summary: Mapping[str, Any]) -> None:
+        """Attach what the engine says of the call it has just finished."""
+        if record := self._records.get(sid):
+            self._change(record, summary=summary)
+
+    @contextmanager
+    def live(self, sid: str, now: Callable[[], str]) -> Iterator[None]:
+        """Keep the record and show the call as in progress while its engine runs.
+
+        Twilio's own final status, if there is one, stands.
+        """
+        self._live.add(sid)
+        record = self._records.get(sid)
+        if record is not None and record.status not in FINAL_STATUSES:
+            self._change(record, status="in-progress", updated_at=now())
+        try:
+            yield
+        finally:
+            self._live.discard(sid)
+            record = self._records.get(sid)
+            if record is not None:
+                at = now()
+                status = record.status if record.status in FINAL_STATUSES else "completed"
+                self._change(record, status=status, updated_at=at, ended_at=record.ended_at or at)
+
+    def get(self, sid: str) -> CallRecord | None:
+        """Return the record of a call."""
+        return self._records.get(sid)
+
+    def latest(self, count: int) -> list[CallRecord]:
+        """Return the newest records, the newest first."""
+        return list(self._records.values())[: -count - 1 : -1]
+
+    def _change(self, record: CallRecord, **changes: Any) -> CallRecord:
+        changed = self._records[record.sid] = replace(record, **changes)
+        return changed
+
+    def _put(self, record: CallRecord) -> None:
+        self._records[record.sid] = record
+        if len(self._records) - len(self._live) > self._keep:
+            # Oldest first; only live calls, of which there are few, are skipped.
+            del self._records[next(sid for sid in self._records if sid not in self._live)]
+
+
+@dataclass(slots=True)
+class _Line:
+    """A place for one call. Without a token it is being dialled."""
+
+    expires: float
+    token: str = ""
+    account_sid: str = ""
+    redeemed: bool = False
+
+
+class Lines:
+    """Which calls may have a media stream: at most `limit`, each by its own one-time token.
+
+    A line is taken by `dial` or `mint` and freed by `release`, or by itself when no stream has
+    come in time. Units: `now` and `ttl_s` are seconds on the Trio clock.
+    """
+
+    REMEMBERED: Final = 4096  # tokens of past calls, 1 MB: hours of replays at any likely rate
+
+    def __init__(self, limit: int, ttl_s: float) -> None:
+        self.limit = limit
+        self.closed = False  # no new call; one that has a line goes on
+        self._ttl_s = ttl_s
+        self._lines: dict[str, _Line] = {}  # by CallSid, or by the key that `dial` returned
+        self._past: dict[str, str] = {}  # CallSid -> token; oldest first
+
+    def taken(self, now: float) -> int:
+        """Return the lines in use: ringing out, waiting for their stream, or live."""
+        self._expire(now)
+        return len(self._lines)
+
+    def dial(self, now: float, hold_s: float) -> str:
+        """Take a line for an outbound call that has no CallSid yet; return its key.
+
+        Raises:
+            CallRefused: no line is free, or the lines are closed.
+        """
+        if self.closed:
+            raise CallRefused("the server is shutting down; try another or later")
+        if self.taken(now) >= self.limit:
+            raise CallRefused(f"all {self.limit} lines are busy; try again later")
+        key = f"dial-{secrets.token_hex(8)}"
+        self._lines[key] = _Line(now + hold_s)
+        return key
+
+    def dialled(self, key: str, call_sid: str) -> None:
+        """Name the call that `dial` took a line for; its webhook may have come before."""
+        line = self._lines.pop(key, None)
+        if line is not None and call_sid not in self._past:
+            self._lines.setdefault(call_sid, line)
+
+    def mint(self, call_sid: str, account_sid: str, *, outbound: bool, now: float) -> str | None:
+        """Return the token of a call, the same for the same call; None if no line is free."""
+        self._expire(now)
+        line = self._lines.get(call_sid)
+        if line is not None and line.token:
+            return line.token
+        if call_sid in self._past:
+            return self._past[call_sid]
+        if line is None and self.closed:
+            return None
+        # A caller gets a line that nobody holds. An answered call has its own, but under a dial
+        # key as long as Twilio's reply to the dialling is on its way; so only tokens count.
+        if sum(1 for held in self._lines.values() if held.token or not outbound) >= self.limit:
+            return None
+        token = secrets.token_urlsafe(32)
+        self._lines[call_sid] = _Line(now + self._ttl_s, token, account_sid)
+        return token
+
+    def redeem(self, token: str, call_sid: str, account_sid: str, *, now: float) -> None:
+        """Use up the token of a call.
+
+        Raises:
+            CallRefused: no such token, used, expired, or of another call or account. The message
+                does not say which.
+        """
+        self._expire(now)
+        line = self._lines.get(call_sid)
+        if (
+            line is None
+            or not line.token
+            or line.redeemed
+            or not _same(line.token, token)
+            or not _same(line.account_sid, account_sid)
+        ):
+            raise CallRefused("the stream's token is not one this server gave for this call")
+        line.redeemed = True
+        line.expires = now + self._ttl_s  # if the engine never holds it, it frees itself
+
+    @contextmanager
+    def held(self, call_sid: str) -> Iterator[None]:
+        """Keep the line while the call runs; free it afterwards."""
+        line = self._lines.setdefault(call_sid, _Line(inf, redeemed=True))
+        line.expires = inf
+        try:
+            yield
+        finally:
+            self.release(call_sid)
+
+    def release(self, key: str, *, unused_only: bool = False) -> None:
+        """Free a line, by CallSid or by dial key; its token is void from now on.
+
+        `unused_only`: leave a call alone whose stream is in; it is the engine that ends it.
+        """
+        line = self._lines.get(key)
+        if line is None or (unused_only and line.redeemed):
+            return
+        del self._lines[key]
+        if line.token:
+            self._past[key] = line.token
+            if len(self._past) > self.REMEMBERED:
+                del self._past[next(iter(self._past))]
+
+    def _expire(self, now: float) -> None:
+        for key in [key for key, line in self._lines.items() if line.expires <= now]:
+            self.release(key)
+
+
+def _same(ours: str, theirs: str) -> bool:
+    return hmac.compare_digest(ours.encode(), theirs.encode("utf-8", "surrogatepass"))

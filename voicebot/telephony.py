@@ -1,0 +1,394 @@
+"""Twilio around the media stream: REST calls, TwiML, request signatures.
+
+The twilio SDK builds and reads the messages; its own transports are synchronous or asyncio, so
+the bytes go through httpx on Trio. Nothing of the SDK or of httpx leaves this file: refusals
+come out as `ProviderRejected` with Twilio's code, and `explain` says what to do about them.
+What is not here: who may call whom (`http.py`) and which calls there are (`store.py`).
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+import trio
+from twilio.base.exceptions import TwilioException  # type: ignore[import-untyped]  # ships no types
+from twilio.request_validator import RequestValidator  # type: ignore[import-untyped]  # ditto
+from twilio.twiml.voice_response import Stream, VoiceResponse  # type: ignore[import-untyped]  # "
+
+from voicebot.config import E164, Settings
+from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
+
+if TYPE_CHECKING:
+    from twilio.rest import Client  # type: ignore[import-untyped]  # ships no types
+
+PROVIDER: Final = "twilio"
+VOICE_PATH: Final = "/twilio/voice"
+STATUS_PATH: Final = "/twilio/status"
+STREAM_STATUS_PATH: Final = "/twilio/stream-status"
+STREAM_PATH: Final = "/twilio/stream"
+TOKEN_PARAMETER: Final = "token"  # name of the <Parameter>, and in start.customParameters
+
+# Creating a call takes Twilio well under a second; past this nobody is waiting any more.
+REQUEST_DEADLINE_S: Final = 10.0
+RING_TIMEOUT_S: Final = 30  # about six rings; Twilio may add 5 s
+TIME_LIMIT_S: Final = 3600  # a line left open must not run up a bill; Twilio's own limit is hours
+
+# --- REST ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedCall:
+    """A call as Twilio's REST API shows it."""
+
+    sid: str
+    status: str
+
+
+class Telephony:
+    """Twilio's Calls API for one account. Made by `open_telephony`."""
+
+    def __init__(self, client: Client, public_url: str) -> None:
+        self._calls = client.calls
+        self._public_url = public_url.rstrip("/")
+
+    async def place_call(self, to: str, from_: str) -> PlacedCall:
+        """Dial a number; when it is answered Twilio asks `VOICE_PATH` what to do.
+
+        Raises:
+            ProviderRejected: Twilio refused; `explain` knows the usual codes.
+            ProviderTimeout: no answer in time; the call may have been placed all the same.
+            ProviderError: Twilio cannot be reached or answers nonsense.
+
+        Cancellation: the call may have been placed.
+        """
+        with _mapped_errors():
+            call = await self._calls.create_async(
+                to=to,
+                from_=from_,
+                url=self._public_url + VOICE_PATH,
+                method="POST",
+                status_callback=self._public_url + STATUS_PATH,
+                status_callback_method="POST",
+                status_callback_event=["initiated", "ringing", "answered", "completed"],
+                timeout=RING_TIMEOUT_S,
+                time_limit=TIME_LIMIT_S,
+            )
+        return _placed(call)
+
+    async def fetch_call(self, sid: str) -> PlacedCall:
+        """Return what Twilio knows of a call. Raises as `place_call`."""
+        with _mapped_errors():
+            call = await self._calls(sid).fetch_async()
+        return _placed(call)
+
+    async def end_call(self, sid: str) -> bool:
+        """Hang up; return False if there was nothing to hang up. Raises as `place_call`."""
+        try:
+            with _mapped_errors():
+                await self._calls(sid).update_async(status="completed")
+        except ProviderRejected as exc:
+            if exc.code in _ALREADY_OVER:
+                return False
+            raise
+        return True
+
+
+@asynccontextmanager
+async def open_telephony(settings: Settings) -> AsyncGenerator[Telephony]:
+    """Open the account that the settings name.
+
+    Owns: one HTTP client for the life of the process; to make one takes tens of milliseconds.
+    """
+    from twilio.rest import Client  # costs 0.1 s; a server without Twilio never needs it
+
+    token = settings.twilio_auth_token.get_secret_value()
+    # No timeout for each step: one deadline, in `request`, covers all of a request.
+    async with httpx.AsyncClient(timeout=None) as http:
+        client = Client(
+            settings.twilio_account_sid,
+            token,
+            http_client=_Transport(http),
+            # Not os.environ: TWILIO_EDGE and TWILIO_REGION would rewrite the configured host.
+            environment={"TWILIO_EDGE": ""},
+        )
+        client.api.base_url = settings.twilio_api_url
+        yield Telephony(client, settings.public_url)
+
+
+class _Transport:
+    """What the SDK asks of an HTTP client, on httpx.
+
+    The SDK uses `is_async`, `request`, and of the answer `status_code`, `text` and `headers`,
+    which httpx's own answer has. No subclass of the SDK's: that imports a second HTTP library.
+    """
+
+    is_async = True
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        params: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        auth: tuple[str, str] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  # the SDK's signature; it gives None
+        allow_redirects: bool = False,
+    ) -> httpx.Response:
+        try:
+            with trio.fail_after(REQUEST_DEADLINE_S):
+                return await self._http.request(
+                    method, url, params=params, data=data, headers=headers, auth=auth
+                )
+        except trio.TooSlowError as exc:
+            raise ProviderTimeout(PROVIDER, "did not answer in time") from exc
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            name = type(exc).__name__  # its text may quote the request
+            raise ProviderError(PROVIDER, f"cannot be reached ({name})", retryable=True) from exc
+
+
+# Hang up on a call that has ended, or that this account does not know (any more).
+_ALREADY_OVER: Final = frozenset({20404, 21220})
+
+
+@contextmanager
+def _mapped_errors() -> Iterator[None]:
+    """Turn what the SDK raises into this package's errors."""
+    try:
+        yield
+    except TwilioException as exc:
+        # TwilioRestException or TwilioServiceException (RFC 9457), which share no more than this.
+        status = getattr(exc, "status", None) or 0
+        code = getattr(exc, "code", None)
+        text = (
+            getattr(exc, "detail", None) or getattr(exc, "title", None) or getattr(exc, "msg", "")
+        )
+        raise ProviderRejected(
+            PROVIDER,
+            _without_numbers(str(text)) or f"HTTP status {status}",
+            status=status,
+            code=code,
+            retryable=status == 429 or status >= 500,
+        ) from exc
+    except (ValueError, TypeError, AttributeError, KeyError) as exc:
+        # The SDK checks nothing: an answer that is not Twilio's JSON fails in its models.
+        raise ProviderError(PROVIDER, "answered nonsense; check TWILIO_API_URL") from exc
+
+
+def _placed(call: Any) -> PlacedCall:
+    if not isinstance(call.sid, str) or not call.sid:
+        raise ProviderError(PROVIDER, "answered without a call SID; check TWILIO_API_URL")
+    return PlacedCall(call.sid, str(call.status))
+
+
+def _without_numbers(text: str) -> str:
+    """Twilio quotes the number it refuses; errors get logged, so two digits must do."""
+    return re.sub(r"\+?\d{5,}(?=\d\d)", "…", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error of Twilio's, for people: our HTTP status, what is wrong, what to do about it."""
+
+    status: int
+    message: str
+    hint: str
+    field: str | None = None  # the request field that is at fault
+    code: str | int | None = None
+
+
+# Twilio's code -> (HTTP status of ours, field at fault, what is wrong, what to do).
+# A refusal of our credentials is 502 and not 401: whoever called us did nothing wrong.
+# Source: wire-contracts 3.6.
+_REFUSALS: Final[Mapping[int, tuple[int, str | None, str, str]]] = {
+    10004: (
+        429,
+        None,
+        "too many calls at once for this Twilio account",
+        "wait for a call to end; an approved business profile lifts the limit",
+    ),
+    20003: (
+        502,
+        None,
+        "Twilio does not accept the account's credentials",
+        "check TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN",
+    ),
+    20404: (
+        502,
+        None,
+        "Twilio does not know the account or the call",
+        "check TWILIO_ACCOUNT_SID and TWILIO_API_URL",
+    ),
+    20429: (429, None, "too many requests to Twilio", "try again in a few seconds"),
+    21210: (
+        400,
+        "from",
+        "is not a number of this Twilio account",
+        "use a number bought from Twilio or verified as caller id",
+    ),
+    21211: (400, "to", "is not a number Twilio can call", "check the number; E.164 is expected"),
+    21212: (400, "from", "is not a valid caller id", "use a number of this Twilio account"),
+    21215: (
+        403,
+        "to",
+        "is in a country the account may not call",
+        "allow the country in the Console: Voice, Settings, Geo permissions",
+    ),
+    21219: (
+        400,
+        "to",
+        "is not verified, and a trial account may call only verified numbers",
+        "verify the number in the Console, or upgrade the account",
+    ),
+    21220: (409, None, "the call is not in a state that allows this", "it has ended already"),
+}
+_SAME_REFUSAL: Final = {573005: 21219}  # a newer code for trial accounts
+
+
+def explain(error: ProviderError) -> Refusal:
+    """Say what a failed request to Twilio means and what to do about it."""
+    if isinstance(error, ProviderTimeout):
+        return Refusal(
+            504,
+            "Twilio did not answer in time",
+            "a call may have been placed all the same; look at GET /calls before trying again",
+        )
+    if not isinstance(error, ProviderRejected):
+        return Refusal(502, str(error), "check TWILIO_API_URL and the network")
+    code = int(error.code or 0) if str(error.code).isdecimal() else 0
+    known = _REFUSALS.get(_SAME_REFUSAL.get(code, code))
+    if known is not None:
+        status, field, text, hint = known
+        message = f"{field} {text}" if field else text
+        return Refusal(status, message, hint, field, error.code)
+    return Refusal(
+        error.status if error.status in {400, 429} else 502,
+        f"Twilio refused: {str(error).removeprefix(PROVIDER + ': ')}",
+        f"see https://www.twilio.com/docs/api/errors/{error.code}",
+        code=error.code,
+    )
+
+
+# --- Placing a call, from the API or from the shell -----------------------------------------------
+
+
+def check_call(fields: Mapping[str, object], settings: Settings) -> dict[str, str]:
+    """Return every problem of a request to place a call, by field; empty if there is none."""
+    problems = {name: "is not a known field" for name in fields if name not in {"to", "from"}}
+    for name, default in (("to", ""), ("from", settings.twilio_from_number)):
+        value = fields.get(name, default)
+        if name not in fields and not default:
+            problems[name] = "is missing"
+        elif not isinstance(value, str):
+            problems[name] = "must be text"
+        elif not E164.fullmatch(value):
+            problems[name] = "must be E.164: + and 7 to 15 digits, like +15550100123"
+    return problems
+
+
+def missing_settings(settings: Settings, *, from_given: bool) -> list[str]:
+    """Return the names of the settings without which no call can be placed."""
+    needed = {
+        "TWILIO_ACCOUNT_SID": settings.twilio_account_sid,
+        "TWILIO_AUTH_TOKEN": settings.twilio_auth_token.get_secret_value(),
+        "PUBLIC_URL": settings.public_url,
+        "TWILIO_FROM_NUMBER": settings.twilio_from_number or from_given,
+    }
+    return [name for name, value in needed.items() if not value]
+
+
+async def call_command(settings: Settings, to: str, from_: str | None = None) -> tuple[int, str]:
+    """Place a call from the shell.
+
+    Returns:
+        The exit code and the line to print: 0 placed, 1 refused or failed, 2 wrong usage or
+        settings.
+    """
+    if missing := missing_settings(settings, from_given=from_ is not None):
+        return 2, f"cannot call: set {', '.join(missing)}"
+    fields = {"to": to} if from_ is None else {"to": to, "from": from_}
+    if problems := check_call(fields, settings):
+        return 2, "cannot call: " + "; ".join(f"{name} {text}" for name, text in problems.items())
+    try:
+        async with open_telephony(settings) as telephony:
+            call = await telephony.place_call(to, from_ or settings.twilio_from_number)
+    except ProviderError as exc:
+        refusal = explain(exc)
+        code = f" (Twilio {refusal.code})" if refusal.code else ""
+        return 1, f"not called: {refusal.message}{code}; {refusal.hint}"
+    return 0, f"{call.status} {call.sid}"
+
+
+# --- TwiML ----------------------------------------------------------------------------------------
+
+
+def stream_twiml(stream_url: str, token: str, status_callback: str | None = None) -> str:
+    """Return TwiML that connects the call to the media stream, with its one-time token.
+
+    `<Connect>` is the last verb and has no action: when the stream ends the call is hung up.
+    The token is a `<Parameter>` because Twilio drops a query string from the URL.
+    """
+    response = VoiceResponse()
+    stream = Stream(url=stream_url, status_callback=status_callback)
+    stream.parameter(name=TOKEN_PARAMETER, value=token)
+    response.connect().append(stream)
+    return str(response)
+
+
+def busy_twiml() -> str:
+    """Return TwiML for a caller that no line is free for."""
+    response = VoiceResponse()
+    response.say("All lines are busy. Please call again later.")
+    response.hangup()
+    return str(response)
+
+
+# --- Signatures -----------------------------------------------------------------------------------
+
+
+def signature_ok(
+    auth_token: str, signature: str | None, url: str, form: Mapping[str, str] | None = None
+) -> bool:
+    """Say whether Twilio signed this request.
+
+    Args:
+        auth_token: of the account.
+        signature: the header `X-Twilio-Signature`, None if there is none.
+        url: as Twilio was given it, query included; never made from the request's own headers.
+        form: all fields of a form POST, a multidict; None for a GET and a WebSocket upgrade.
+
+    Twilio leaves out the port of the URL, or not, depending on the kind of callback, and its
+    documentation tells servers to try a WebSocket URL with a slash at its end too.
+
+    Source: wire-contracts 2.1 and 2.2. The SDK's `validate` is not used: it takes 80 for the
+    port of wss, raises on a missing header, and compares in Python.
+    """
+    if not signature:
+        return False
+    given = signature.encode("utf-8", "surrogatepass")
+    validator = RequestValidator(auth_token)
+    genuine = False
+    for candidate in _signed_urls(url):
+        expected: str = validator.compute_signature(candidate, form or {})
+        genuine |= hmac.compare_digest(expected.encode(), given)
+    return genuine
+
+
+def _signed_urls(url: str) -> set[str]:
+    parts = urlsplit(url)
+    host = parts.netloc.removesuffix(f":{parts.port}")
+    port = parts.port or {"https": 443, "wss": 443}.get(parts.scheme, 80)
+    urls = {url, *(parts._replace(netloc=netloc).geturl() for netloc in (host, f"{host}:{port}"))}
+    if parts.scheme in {"ws", "wss"}:
+        urls |= {one + "/" for one in urls}
+    return urls
