@@ -30,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voicebot import audio
-from voicebot.vad import CallerEars, Hearing, OpenEars
+from voicebot.hearing import Hearing
+from voicebot.vad import CallerEars, OpenEars
 
 Samples = NDArray[np.float64]  # full scale is 1
 Pattern = list[tuple[tuple[float, ...], float]]  # frequencies in Hz and their seconds

@@ -20,7 +20,8 @@ from typing import Final
 
 import trio
 
-from voicebot import audio, local, ports
+from voicebot import audio, ports
+from voicebot.local import speech as local
 
 PROBE_S: Final = 0.005  # a quarter of a frame: finer than anything a call waits for
 IDLE_S: Final = 5.0

@@ -45,7 +45,7 @@ async def interrupted_call(
 async def test_barge_in_mid_sentence_clears_once_and_sends_nothing_after(
     autojump_clock: Clock,
 ) -> None:
-    summary, socket, chat = await interrupted_call(5.0)
+    summary, socket, _chat = await interrupted_call(5.0)
 
     assert len(socket.times(twilio.SendClear)) == 1
     # Three frames of voice decide, and the clear goes out in the same instant.
@@ -179,7 +179,7 @@ async def test_barge_in_while_synthesis_hangs_in_its_close_is_not_delayed(
 ) -> None:
     voice = FakeVoice(slow_close=2.0, speed=1.0)
 
-    summary, socket, _ = await interrupted_call(4.0, voice=voice)
+    _summary, socket, _ = await interrupted_call(4.0, voice=voice)
 
     assert socket.times(twilio.SendClear)[0] == pytest.approx(4.06, abs=0.025)
     assert socket.media_after_clear(until=5.5) == 0
@@ -253,7 +253,7 @@ async def test_interruption_by_words_alone_is_taken(autojump_clock: Clock) -> No
 async def test_a_cough_resumes_the_reply_from_the_word_that_was_cut(
     autojump_clock: Clock,
 ) -> None:
-    summary, socket, chat = await interrupted_call(5.0, for_s=0.3, heard="")
+    summary, socket, _chat = await interrupted_call(5.0, for_s=0.3, heard="")
 
     assert len(socket.times(twilio.SendClear)) == 1
     assert summary.counts["resumes"] == 1
@@ -271,7 +271,7 @@ async def test_a_cough_resumes_the_reply_from_the_word_that_was_cut(
 
 
 async def test_a_backchannel_does_not_lose_the_reply(autojump_clock: Clock) -> None:
-    summary, socket, chat = await interrupted_call(5.0, for_s=0.4, heard="mm-hm")
+    summary, _socket, chat = await interrupted_call(5.0, for_s=0.4, heard="mm-hm")
 
     assert [turn.heard for turn in summary.turns] == [LONG]
     assert len(chat.requests) == 1
@@ -279,7 +279,7 @@ async def test_a_backchannel_does_not_lose_the_reply(autojump_clock: Clock) -> N
 
 async def test_a_backchannel_at_the_very_end_is_an_answer(autojump_clock: Clock) -> None:
     reply = "Shall I book it?"  # 0.8 s from 2.8 s on
-    summary, socket, chat = await interrupted_call(3.4, for_s=0.3, heard="yeah", reply=reply)
+    summary, _socket, _chat = await interrupted_call(3.4, for_s=0.3, heard="yeah", reply=reply)
 
     assert [turn.caller for turn in summary.turns] == ["tell me", "yeah"]
     assert summary.turns[0].heard == reply
@@ -297,7 +297,7 @@ async def test_a_cough_before_the_first_audio_does_not_lose_the_reply(
 
 
 async def test_long_voice_without_words_is_meant(autojump_clock: Clock) -> None:
-    summary, socket, _ = await interrupted_call(5.0, for_s=2.0, heard="")
+    summary, _socket, _ = await interrupted_call(5.0, for_s=2.0, heard="")
 
     assert [turn.interrupted for turn in summary.turns] == [True]
     assert "confirmed" in [moment.what for moment in summary.timeline]
@@ -306,7 +306,7 @@ async def test_long_voice_without_words_is_meant(autojump_clock: Clock) -> None:
 async def test_without_resume_every_interruption_is_meant_at_once(autojump_clock: Clock) -> None:
     chat = FakeChat([LONG, "Sorry."], gap=0.5)
 
-    summary, socket, chat = await interrupted_call(
+    summary, _socket, chat = await interrupted_call(
         5.0, for_s=0.2, heard="", chat=chat, endpointing=Endpointing(resume=False)
     )
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voicebot import booking
-from voicebot.booking import Booking, Slot
+from voicebot.brain import booking
+from voicebot.brain.booking import Booking, Slot
 
 SUNDAY = datetime.date(2026, 11, 22)
 

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from voicebot import ports
-from voicebot.brain import ScriptedBrain, reply_to
+from voicebot.brain.receptionist import ScriptedBrain, reply_to
 from voicebot.config import DEFAULT_GREETING, DEFAULT_PROMPT
 from voicebot.ports import Message
 

@@ -15,13 +15,13 @@ import trio
 
 from tests.toy_bot import Habits
 from tests.toy_server import TWIML, ToyServer, serving
-from voicebot import dial as dial_module
-from voicebot.dial import Account, dial, open_line, open_server, read_twiml
 from voicebot.errors import CallRefused, SocketClosed
-from voicebot.simulator import (
+from voicebot.simulator import dial as dial_module
+from voicebot.simulator.call import (
     Script,
     run_call,
 )
+from voicebot.simulator.dial import Account, dial, open_line, open_server, read_twiml
 
 
 async def test_requests_are_signed_over_the_public_urls() -> None:

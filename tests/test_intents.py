@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voicebot.intents import Intent, classify
+from voicebot.brain.intents import Intent, classify
 
 
 @pytest.mark.parametrize(

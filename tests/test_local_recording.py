@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voicebot import audio
-from voicebot.local_recording import MAX_UTTERANCE_MS, PRE_ROLL_MS, Recording
+from voicebot.local.recording import MAX_UTTERANCE_MS, PRE_ROLL_MS, Recording
 
 LOUD = bytes([0x90])  # a level no silence reaches
 

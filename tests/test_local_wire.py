@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voicebot.errors import RemoteProtocolError
-from voicebot.local_wire import Decoder, Kind, Message
+from voicebot.local.wire import Decoder, Kind, Message
 
 messages = st.builds(
     Message, st.sampled_from(Kind), st.integers(0, 2**32 - 1), st.binary(max_size=300)

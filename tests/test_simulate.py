@@ -16,8 +16,8 @@ import trio
 from tests.toy_bot import Habits
 from tests.toy_server import BUSY, ToyServer, serving
 from tests.wav_files import write_wav
-from voicebot import simulate
-from voicebot.simulator import (
+from voicebot.simulator import command as simulate
+from voicebot.simulator.call import (
     At,
     InterruptAfter,
 )

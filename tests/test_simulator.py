@@ -15,8 +15,7 @@ from trio.testing import MockClock
 from tests.toy_bot import Habits, ToyBot, spoken, tone
 from voicebot import twilio
 from voicebot.audio import SILENCE, silence
-from voicebot.caller import BotVoice
-from voicebot.simulator import (
+from voicebot.simulator.call import (
     At,
     Identity,
     InterruptAfter,
@@ -27,7 +26,8 @@ from voicebot.simulator import (
     open_memory_line,
     run_call,
 )
-from voicebot.twilio_end import (
+from voicebot.simulator.caller import BotVoice
+from voicebot.simulator.twilio_end import (
     BUFFER_BYTES,
     Clear,
     Echo,

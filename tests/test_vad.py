@@ -22,7 +22,8 @@ import pytest
 
 from voicebot import audio, ports, vad
 from voicebot.errors import LocalProtocolError, MissingPart
-from voicebot.vad import EchoGate, Hearing, NoiseFloor, OpenEars
+from voicebot.hearing import Hearing
+from voicebot.vad import EchoGate, NoiseFloor, OpenEars
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en")
 MUSIC = Path("/usr/share/asterisk/moh")

@@ -10,11 +10,8 @@ from trio.testing import MockClock
 
 from tests.toy_bot import Habits, ToyBot, spoken, tone
 from voicebot.audio import silence
-from voicebot.caller import Spoken
 from voicebot.errors import SocketClosed
-from voicebot.loudness import Sound, sounds
-from voicebot.report import as_json, as_text
-from voicebot.simulator import (
+from voicebot.simulator.call import (
     At,
     Ended,
     Identity,
@@ -25,8 +22,11 @@ from voicebot.simulator import (
     open_memory_line,
     run_call,
 )
-from voicebot.twilio_end import Clear, Played
-from voicebot.verdict import Thresholds, Verdict, judge
+from voicebot.simulator.caller import Spoken
+from voicebot.simulator.loudness import Sound, sounds
+from voicebot.simulator.report import as_json, as_text
+from voicebot.simulator.twilio_end import Clear, Played
+from voicebot.simulator.verdict import Thresholds, Verdict, judge
 
 # ------------------------------------------------------------------ loudness
 

@@ -13,7 +13,7 @@ from tests.toy_bot import tone
 from tests.wav_files import write_wav
 from voicebot.audio import decode, encode, silence
 from voicebot.errors import ConfigError
-from voicebot.wav import read_mulaw, write_two_channels
+from voicebot.simulator.wav import read_mulaw, write_two_channels
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])

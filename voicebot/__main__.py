@@ -29,7 +29,7 @@ ENV_FILE: Final = Path(".env")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
-    from voicebot import simulate
+    from voicebot.simulator import command as simulate
     from voicebot.standins import command as standins
 
     parser = argparse.ArgumentParser(
@@ -134,29 +134,32 @@ async def _serve_until_signal(settings: Settings, host: str, port: int) -> None:
 
     app = http.create_app(settings, service.open_service)
     shutdown = trio.Event()
-    async with trio.open_nursery() as server:  # ends when the server has drained, or is cut short
+    run = partial(
+        serving.serve,
+        cast("ASGIFramework", app),  # whose scope type is hypercorn's own
+        host=host,
+        port=port,
+        drain_s=settings.drain_s,
+        shutdown=shutdown,
+        send_deadline_s=settings.send_deadline_s,
+    )
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as server:  # ends when `run` has drained, or is cut short
 
-        async def watch_signals() -> None:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                async for _ in signals:
-                    if shutdown.is_set():
-                        server.cancel_scope.cancel(reason="second signal")
-                    app.board.drain()
-                    shutdown.set()
+            async def drain_on_signal() -> None:
+                await anext(signals)
+                app.board.drain()
+                shutdown.set()
+                await anext(signals)
+                server.cancel_scope.cancel(reason="second signal")
 
-        server.start_soon(watch_signals)
-        urls = await server.start(
-            partial(
-                serving.serve,
-                cast("ASGIFramework", app),  # whose scope type is hypercorn's own
-                host=host,
-                port=port,
-                drain_s=settings.drain_s,
-                shutdown=shutdown,
-                send_deadline_s=settings.send_deadline_s,
-            )
-        )
-        print(f"ready on {urls[0]}", flush=True)
+            async def run_to_end(*, task_status: trio.TaskStatus[list[str]]) -> None:
+                await run(task_status=task_status)
+                server.cancel_scope.cancel(reason="drained")
+
+            server.start_soon(drain_on_signal)
+            [url] = await server.start(run_to_end)
+            print(f"ready on {url}", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from voicebot.errors import ConfigError
+from voicebot.hearing import Hearing
 from voicebot.plan import Timeouts
 from voicebot.playout import Pacing
 from voicebot.turns import Endpointing
-from voicebot.vad import Hearing
 
 E164: Final = re.compile(r"\+[1-9][0-9]{6,14}", re.ASCII)  # ITU-T E.164: at most 15 digits
 _ACCOUNT_SID: Final = re.compile(r"AC[0-9a-f]{32}", re.ASCII)

@@ -39,9 +39,11 @@ class JsonLines(logging.Formatter):
         sid = call_sid.get()
         if sid is not None:
             entry["call_sid"] = sid
-        for name, value in vars(record).items():
-            if name not in _STANDARD and (self._content or not name.startswith("pii_")):
-                entry[name] = value
+        entry |= {
+            name: value
+            for name, value in vars(record).items()
+            if name not in _STANDARD and (self._content or not name.startswith("pii_"))
+        }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str, ensure_ascii=False)

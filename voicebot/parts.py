@@ -53,7 +53,7 @@ async def _open_chat(stack: AsyncExitStack, settings: Settings) -> Chat:
                 model=settings.groq_model,
             )
         )
-    from voicebot.brain import ScriptedBrain
+    from voicebot.brain.receptionist import ScriptedBrain
 
     return ScriptedBrain()
 
@@ -79,7 +79,7 @@ async def _open_speech(
             language=settings.language,
         )
         return transcriber, synthesizer
-    from voicebot.local import open_local_speech
+    from voicebot.local.speech import open_local_speech
 
     speech = await stack.enter_async_context(open_local_speech(settings.voice))
     return speech.open_transcriber, speech

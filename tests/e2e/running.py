@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
-from voicebot import audio, http, service, serving, wav
+from voicebot import audio, http, service, serving
 from voicebot.config import Settings, load
-from voicebot.dial import Account, dial, open_line
-from voicebot.simulator import Recording, Script, run_call
+from voicebot.simulator import wav
+from voicebot.simulator.call import Recording, Script, run_call
+from voicebot.simulator.dial import Account, dial, open_line
 from voicebot.standins.voice import speak
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ class Server:
     async def wait_idle(self) -> None:
         """Wait until the server has seen to its own end of every call."""
         with trio.fail_after(5):
-            while self.app.board.lines.taken(trio.current_time()):
-                await trio.sleep(0.02)  # noqa: ASYNC110  # another program, as far as tests go
+            while self.app.board.lines.taken(trio.current_time()):  # noqa: ASYNC110  # another program, as far as tests go
+                await trio.sleep(0.02)
 
     async def call(self, script: Script) -> Recording:
         """Call in as Twilio does: webhook, TwiML, media stream."""

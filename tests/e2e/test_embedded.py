@@ -23,18 +23,26 @@ import pytest
 import trio
 
 from tests.e2e.running import RECORDINGS, at_level, recorded
-from voicebot import audio, wav
-from voicebot.dial import Account, dial, open_line
-from voicebot.intents import Intent, classify
+from voicebot import audio
+from voicebot.brain.intents import Intent, classify
 from voicebot.ports import Final
-from voicebot.simulator import InterruptAfter, Recording, Script, Utterance, WhenSilent, run_call
-from voicebot.verdict import judge
+from voicebot.simulator import wav
+from voicebot.simulator.call import (
+    InterruptAfter,
+    Recording,
+    Script,
+    Utterance,
+    WhenSilent,
+    run_call,
+)
+from voicebot.simulator.dial import Account, dial, open_line
+from voicebot.simulator.verdict import judge
 
 pytest.importorskip("ctranslate2", reason="needs the extra: pip install 'voicebot[local]'")
 pytestmark = pytest.mark.local
 
 TRANSCRIPTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
-MUSIC = Path("/usr/share/asterisk/moh")
+TRACKS = sorted(Path("/usr/share/asterisk/moh").glob("*.wav"))
 SEED = 20261122
 AT_ONCE = 3  # the server takes four, and the callers need a core as well
 needs_recordings = pytest.mark.skipif(
@@ -70,9 +78,7 @@ def server() -> Iterator[str]:
 async def call(server: str, *utterances: Utterance, hang_up: float | None = None) -> Recording:
     answer = await dial(server, Account())
     async with open_line(server, answer.stream_url, Account()) as line:
-        return await run_call(
-            line, Script(utterances, hang_up_after_s=hang_up), answer.identity
-        )
+        return await run_call(line, Script(utterances, hang_up_after_s=hang_up), answer.identity)
 
 
 async def turns(server: str, recording: Recording) -> list[dict[str, Any]]:
@@ -80,8 +86,8 @@ async def turns(server: str, recording: Recording) -> list[dict[str, Any]]:
     url = f"{server}/calls/{recording.identity.call_sid}"
     async with httpx.AsyncClient(trust_env=False) as client:
         with trio.fail_after(10):
-            while not (record := (await client.get(url)).json()).get("summary"):
-                await trio.sleep(0.1)  # noqa: ASYNC110  # another process
+            while not (record := (await client.get(url)).json()).get("summary"):  # noqa: ASYNC110  # another process
+                await trio.sleep(0.1)
     found: list[dict[str, Any]] = record["summary"]["turns"]
     return found
 
@@ -136,10 +142,9 @@ async def test_what_recorded_people_say_gets_the_answer_of_the_right_intent(serv
 async def test_silence_and_music_get_no_answer(server: str, sound: str) -> None:
     noise = audio.silence(6_000)
     if sound == "music":
-        tracks = sorted(MUSIC.glob("*.wav"))
-        if not tracks:
+        if not TRACKS:
             pytest.skip("no hold music: run scripts/recordings")
-        track = wav.read_mulaw(random.Random(SEED).choice(tracks))
+        track = wav.read_mulaw(random.Random(SEED).choice(TRACKS))
         noise = at_level(track[40_000:88_000], -25)
 
     with trio.fail_after(60):
@@ -149,7 +154,7 @@ async def test_silence_and_music_get_no_answer(server: str, sound: str) -> None:
 
 
 async def test_the_answer_is_audible_speech_that_says_what_was_meant(server: str) -> None:
-    from voicebot.local import open_local_speech
+    from voicebot.local.speech import open_local_speech
 
     with trio.fail_after(120):
         recording = await call(server, Utterance("hello", recorded("hello"), WhenSilent()))

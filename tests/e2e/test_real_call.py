@@ -15,11 +15,11 @@ import trio
 
 from tests.e2e.running import PUBLIC_URL, open_server, recorded
 from voicebot import audio
-from voicebot.simulator import InterruptAfter, Recording, Script, Utterance, WhenSilent
+from voicebot.simulator.call import InterruptAfter, Recording, Script, Utterance, WhenSilent
+from voicebot.simulator.twilio_end import Clear
+from voicebot.simulator.verdict import judge
 from voicebot.standins import Standins, open_standins
 from voicebot.standins.voice import word_spans
-from voicebot.twilio_end import Clear
-from voicebot.verdict import judge
 
 STORY = (
     "Once upon a time there was a small house by the sea. An old man lived in it with his dog. "

@@ -23,13 +23,13 @@ from typing import Any, Final
 import trio
 from dotenv import dotenv_values
 
-from voicebot.caller import At, InterruptAfter, Script, Utterance, When, WhenSilent
-from voicebot.dial import Account, dial, leaves, open_line, open_server
 from voicebot.errors import ConfigError, VoicebotError
-from voicebot.report import write_report
-from voicebot.simulator import Recording, run_call
-from voicebot.verdict import Thresholds, Verdict, judge
-from voicebot.wav import read_mulaw
+from voicebot.simulator.call import Recording, run_call
+from voicebot.simulator.caller import At, InterruptAfter, Script, Utterance, When, WhenSilent
+from voicebot.simulator.dial import Account, dial, leaves, open_line, open_server
+from voicebot.simulator.report import write_report
+from voicebot.simulator.verdict import Thresholds, Verdict, judge
+from voicebot.simulator.wav import read_mulaw
 
 PASSED: Final = 0
 FAILED: Final = 1

@@ -1,7 +1,7 @@
 """Offline speech behind the ports: no key, no network, one process of its own that computes.
 
 `open_local_speech` is opened once per service and serves all calls. Nothing here computes:
-requests go down a pipe to `local_worker`, answers come back by request number, and a request
+requests go down a pipe to `worker.py`, answers come back by request number, and a request
 whose caller has left is withdrawn. A worker that dies fails what it was asked and is replaced;
 one that dies again within half a minute is not, and every request says so.
 """
@@ -21,10 +21,11 @@ from typing import Final, Literal
 
 import trio
 
-from voicebot import local_parts, ports
+from voicebot import ports
 from voicebot.errors import MissingPart, ProviderError, RemoteProtocolError
-from voicebot.local_recording import Recording
-from voicebot.local_wire import MAX_BODY, Decoder, Kind, Message
+from voicebot.local import weights
+from voicebot.local.recording import Recording
+from voicebot.local.wire import MAX_BODY, Decoder, Kind, Message
 
 PROVIDER: Final = "local-speech"
 STOP_GRACE_S: Final = 0.5  # the worker ends within 10 ms of its input; then it is killed
@@ -40,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def open_local_speech(voice: local_parts.Voice = "auto") -> AsyncGenerator[LocalSpeech]:
+async def open_local_speech(voice: weights.Voice = "auto") -> AsyncGenerator[LocalSpeech]:
     """Start the worker, wait until everything is loaded, and stop it at the end.
 
     Raises:
@@ -50,7 +51,7 @@ async def open_local_speech(voice: local_parts.Voice = "auto") -> AsyncGenerator
     Owns: one nursery with the worker process and what reads and writes its pipes; ends with
     the block, within `STOP_GRACE_S`.
     """
-    chosen = local_parts.choose_voice(voice)
+    chosen = weights.choose_voice(voice)
     speech = LocalSpeech(chosen)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
@@ -161,7 +162,7 @@ class LocalSpeech:
         path = os.pathsep.join(filter(None, sys.path))
         start = partial(
             trio.run_process,
-            [sys.executable, "-m", "voicebot.local_worker", self.voice],
+            [sys.executable, "-m", "voicebot.local.worker", self.voice],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -7,7 +7,7 @@ channels under a `MockClock` in a test:
     line, server_end = open_memory_line()
     nursery.start_soon(my_bot, server_end)
     recording = await run_call(line, Script((Utterance("stop", mulaw, InterruptAfter(1_500)),)))
-    assert judge(recording).passed  # voicebot/verdict.py
+    assert judge(recording).passed  # voicebot/simulator/verdict.py
 
 Not a judge (`verdict.py`), and never told anything by the server but what is on the wire.
 Media leaves when its last sample has been spoken, as from a telephone, so 20 ms of every
@@ -24,7 +24,8 @@ from typing import Final, Literal, Protocol
 import trio
 
 from voicebot.audio import FRAME_MS, SILENCE
-from voicebot.caller import (
+from voicebot.errors import SocketClosed
+from voicebot.simulator.caller import (
     At,
     BotVoice,
     Caller,
@@ -35,8 +36,7 @@ from voicebot.caller import (
     Utterance,
     WhenSilent,
 )
-from voicebot.errors import SocketClosed
-from voicebot.twilio_end import Happening, Identity, MediaStream, Played
+from voicebot.simulator.twilio_end import Happening, Identity, MediaStream, Played
 
 __all__ = [  # all that a test of a bot needs, except `verdict.judge`
     "At",

@@ -34,7 +34,7 @@ from trio_websocket import (
 from wsproto.utilities import ProtocolError as WebSocketProtocolError
 
 from voicebot.errors import CallRefused, SocketClosed
-from voicebot.simulator import CLOSE_S, Identity
+from voicebot.simulator.call import CLOSE_S, Identity
 
 VOICE_PATH: Final = "/twilio/voice"
 CALLER: Final = "+12025550147"  # 555-01xx numbers are for fiction and belong to nobody

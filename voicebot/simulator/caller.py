@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from voicebot.audio import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, SILENCE, dbov
-from voicebot.loudness import WINDOW_BYTES, WINDOW_MS, sounds
+from voicebot.simulator.loudness import WINDOW_BYTES, WINDOW_MS, sounds
 
 AUDIBLE_DBOV: Final = -50.0  # telephone speech is at -32…-20, line noise under -55
 REPLY_GAP_MS: Final = 300  # silence after which a sound counts as a new beginning

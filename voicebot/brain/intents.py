@@ -13,8 +13,8 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from voicebot import booking
-from voicebot.booking import Booking
+from voicebot.brain import booking
+from voicebot.brain.booking import Booking
 
 
 class Intent(enum.Enum):

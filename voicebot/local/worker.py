@@ -1,4 +1,4 @@
-"""The process that computes the embedded speech: `python -m voicebot.local_worker piper`.
+"""The process that computes the embedded speech: `python -m voicebot.local.worker piper`.
 
 Apart from the service, so that recognition and synthesis never hold its loop, and so that
 the GPL parts stay out of it. Two threads compute, one listening and one speaking, over one
@@ -21,7 +21,7 @@ from typing import Final
 
 from voicebot import audio
 from voicebot.errors import MissingPart
-from voicebot.local_wire import Decoder, Kind, Message
+from voicebot.local.wire import Decoder, Kind, Message
 
 _NICE: Final = 10  # the loop of the service goes first; 5 leaves a p99 lag of 8 ms, 10 of 5 ms
 _LISTEN_THREADS: Final = 1  # a second one gains 6 %
@@ -162,10 +162,11 @@ def _load(voice_name: str) -> tuple[Compute, Compute]:
         MissingPart: a package or its weights are absent or not the published ones.
     """
     # Here and not above, because numpy's threads are limited before it is imported.
-    from voicebot import local_voice, local_whisper
+    from voicebot.local import voice as voices
+    from voicebot.local import whisper
 
-    recognizer = local_whisper.Recognizer(_LISTEN_THREADS)
-    voice = local_voice.open_voice(voice_name, _SPEAK_THREADS)
+    recognizer = whisper.Recognizer(_LISTEN_THREADS)
+    voice = voices.open_voice(voice_name, _SPEAK_THREADS)
     # The first run allocates; a caller should not wait for that.
     for text in ("Hello.", "This sentence is about as long as the bot's sentences are."):
         recognizer.transcribe(voice.speak(text))
@@ -175,7 +176,7 @@ def _load(voice_name: str) -> tuple[Compute, Compute]:
 
     def speak(job: Job) -> Iterator[Message]:
         if job.pieces is None:
-            job.pieces = local_voice.split(job.body.decode())
+            job.pieces = voices.split(job.body.decode())
         speech = voice.speak(job.pieces.pop(0)) if job.pieces else b""
         job.due += len(speech) / audio.BYTES_PER_S
         for start in range(0, len(speech), _AUDIO_BYTES):

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from voicebot.audio import BYTES_PER_MS
-from voicebot.caller import RESUME_S, InterruptAfter, Spoken
-from voicebot.loudness import WINDOW_MS, loud_windows, sounds
-from voicebot.simulator import Recording
-from voicebot.twilio_end import Clear, Media, Warned
+from voicebot.simulator.call import Recording
+from voicebot.simulator.caller import RESUME_S, InterruptAfter, Spoken
+from voicebot.simulator.loudness import WINDOW_MS, loud_windows, sounds
+from voicebot.simulator.twilio_end import Clear, Media, Warned
 
 CALLER_PAUSE_MS: Final = 500.0  # shorter silences are inside a sentence: bots wait longer too
 BRIDGE_MS: Final = 1_000.0  # a longer hole sounds like a pause, not like a fault

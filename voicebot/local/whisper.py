@@ -1,4 +1,4 @@
-"""Whisper tiny.en: mu-law telephone speech in, words out. Runs in `local_worker` only.
+"""Whisper tiny.en: mu-law telephone speech in, words out. Runs in `worker.py` only.
 
 CTranslate2 runs the network; the log-mel spectrogram and the byte-level tokens are done here,
 because the packages that usually do it bring a hundred megabytes of video codecs. Greedy,
@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import soxr  # type: ignore[import-untyped]  # ships no py.typed
 
-from voicebot import audio, local_parts
+from voicebot import audio
+from voicebot.local import weights
 
 Floats = npt.NDArray[np.float32]
 
@@ -60,9 +61,9 @@ class Recognizer:
             inter_threads=1,
             intra_threads=threads,
             files={
-                "model.bin": local_parts.load_verified(local_parts.WHISPER_MODEL),
-                "config.json": local_parts.load_verified(local_parts.WHISPER_CONFIG),
-                "vocabulary.txt": local_parts.load_verified(local_parts.WHISPER_VOCABULARY),
+                "model.bin": weights.load_verified(weights.WHISPER_MODEL),
+                "config.json": weights.load_verified(weights.WHISPER_CONFIG),
+                "vocabulary.txt": weights.load_verified(weights.WHISPER_VOCABULARY),
             },
         )
 

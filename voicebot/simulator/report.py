@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any, Final, assert_never
 
 from voicebot.audio import BYTES_PER_MS
-from voicebot.caller import REPLY_GAP_MS
-from voicebot.loudness import sounds
-from voicebot.simulator import Recording
-from voicebot.twilio_end import Clear, Echo, Happening, Mark, Media, Warned
-from voicebot.verdict import Verdict
-from voicebot.wav import write_two_channels
+from voicebot.simulator.call import Recording
+from voicebot.simulator.caller import REPLY_GAP_MS
+from voicebot.simulator.loudness import sounds
+from voicebot.simulator.twilio_end import Clear, Echo, Happening, Mark, Media, Warned
+from voicebot.simulator.verdict import Verdict
+from voicebot.simulator.wav import write_two_channels
 
 VERSION: Final = 1
 RUN_GAP_MS: Final = 500.0  # media further apart stand in two rows of the table

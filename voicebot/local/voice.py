@@ -1,4 +1,4 @@
-"""Piper or espeak-ng: text in, telephone audio out. Runs in `local_worker` only.
+"""Piper or espeak-ng: text in, telephone audio out. Runs in `worker.py` only.
 
 Both are GPL-3.0-or-later, so they are imported here, inside the functions, by a process of
 its own, and never by the service. Either gives 22,050 Hz; a polyphase filter takes that to
@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import soxr  # type: ignore[import-untyped]  # ships no py.typed
 
-from voicebot import audio, local_parts
+from voicebot import audio
 from voicebot.errors import MissingPart
+from voicebot.local import weights
 
 Floats = npt.NDArray[np.float32]
 
@@ -98,7 +99,7 @@ class PiperVoice:
     def __init__(self, threads: int) -> None:
         onnxruntime = importlib.import_module("onnxruntime")
         piper = importlib.import_module("piper")
-        config = json.loads(local_parts.load_verified(local_parts.PIPER_CONFIG))
+        config = json.loads(weights.load_verified(weights.PIPER_CONFIG))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -106,7 +107,7 @@ class PiperVoice:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._voice: Any = piper.PiperVoice(
             session=onnxruntime.InferenceSession(
-                local_parts.load_verified(local_parts.PIPER_MODEL),
+                weights.load_verified(weights.PIPER_MODEL),
                 sess_options=options,
                 providers=["CPUExecutionProvider"],
             ),

@@ -19,9 +19,10 @@ from typing import Final, Literal
 
 import trio
 
-from voicebot import booking, ports
-from voicebot.booking import Booking, Slot
-from voicebot.intents import MONTH, Intent, classify, words_of
+from voicebot import ports
+from voicebot.brain import booking
+from voicebot.brain.booking import Booking, Slot
+from voicebot.brain.intents import MONTH, Intent, classify, words_of
 
 HOURS: Final = "We are open Tuesday to Sunday, from noon to ten in the evening."
 CLOSED: Final = "On Mondays we are closed."

@@ -1,0 +1,1 @@
+"""The scripted receptionist: a bot's words with no language model."""

@@ -1,0 +1,38 @@
+"""The numbers by which the ears (`vad.py`) tell the caller's voice from everything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """When the caller counts as speaking.
+
+    Units: probabilities are Silero's; levels are dBov; times are milliseconds of media and are
+    cut to whole frames of 20.
+    """
+
+    rise: float = 0.4  # starts speech; 0.3 hears children better, and neighbours too
+    rise_ms: int = 40  # reached within this: Silero answers every 32 ms
+    voiced_mode: Literal[0, 1, 2, 3] = 2  # webrtcvad's; 3 hears weak onsets 70 ms later
+    voiced_ms: int = 40  # of webrtcvad above the gates; one frame alone would pass clicks
+    voiced_within_ms: int = 80  # a plosive and its vowel have a gap between them
+    fall: float = 0.35  # below `rise`, so that a weak syllable does not end its word
+    release_ms: int = 200  # below `fall` for this long ends speech; gaps inside words are shorter
+
+    gate_dbov: float = -45.0  # callers are at -40 and above, the noise of most lines below -50
+    over_noise_db: float = 6.0  # noise strays less; at 0 speech in noise gains only 10 ms
+    noise_window_ms: int = 2_000  # the quietest 100 ms of this is noise: some pause falls into it
+
+    echo_loss_db: float = 15.0  # return loss assumed until it is learned: a poor phone
+    echo_margin_db: float = 3.0  # how far an echo's frames stray above their usual level
+    echo_hold_ms: int = 300  # an echo is expected this long: the delay of two mobile legs
+    echo_window_ms: int = 3_000  # of the bot's voice, to learn from: about a greeting
+    suspect_ms: int = 400  # nothing is learned for this long after what may be the caller
+
+    onset_max_ms: int = 300  # speech began at most this long before its rise
+
+    alone_mode: Literal[0, 1, 2, 3] = 3  # webrtcvad without Silero: the strictest
+    alone_ms: int = 120  # without a gap, when there is no Silero: at 60 every noise is speech

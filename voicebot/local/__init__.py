@@ -1,0 +1,1 @@
+"""Offline speech: whisper, piper and espeak-ng in a process of their own."""

@@ -1,0 +1,44 @@
+"""A Twilio that plays in real time, for users' tests and ours: script, call, recording, verdict.
+
+    line, server_end = open_memory_line()
+    nursery.start_soon(my_bot, server_end)
+    recording = await run_call(line, Script((Utterance("stop", mulaw, InterruptAfter(1_500)),)))
+    assert judge(recording).passed
+
+Over real sockets: `dial` and `open_line` in `voicebot.simulator.dial`, or `voicebot simulate`.
+Shares no code with the service that it calls, down to the codec.
+"""
+
+from voicebot.simulator.call import (
+    At,
+    Ended,
+    Identity,
+    InterruptAfter,
+    Line,
+    MemoryLine,
+    Recording,
+    Script,
+    Utterance,
+    WhenSilent,
+    open_memory_line,
+    run_call,
+)
+from voicebot.simulator.verdict import Thresholds, Verdict, judge
+
+__all__ = [
+    "At",
+    "Ended",
+    "Identity",
+    "InterruptAfter",
+    "Line",
+    "MemoryLine",
+    "Recording",
+    "Script",
+    "Thresholds",
+    "Utterance",
+    "Verdict",
+    "WhenSilent",
+    "judge",
+    "open_memory_line",
+    "run_call",
+]
