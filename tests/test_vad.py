@@ -27,7 +27,7 @@ from voicebot.vad import EchoGate, NoiseFloor, OpenEars
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en")
 MUSIC = Path("/usr/share/asterisk/moh")
-IN_TIME_MS = 220  # DESIGN 9: the caller's first sound to clear, p95
+IN_TIME_MS = 220  # what is promised: the caller's first sound to clear, p95
 
 Samples = list[float]  # full scale is 1
 

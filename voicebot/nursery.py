@@ -351,7 +351,7 @@ class _Call:
 
     async def _feed_from_ring(self, transcriber: Transcriber) -> None:
         """Hand over audio in batches, and each edge behind the audio it follows."""
-        while True:  # edges are few; behind them it waits, or sends
+        while True:  # noqa: ASYNC913  # edges are few; behind them it waits, or sends
             while self._ring_bytes < FEED_MS * audio.BYTES_PER_MS and not self._ring_edges:
                 await self._fed.wait()
             batch = bytearray()

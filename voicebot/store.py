@@ -102,8 +102,9 @@ class CallStore:
     ) -> None:
         """Take one status callback; a late earlier one changes nothing.
 
-        Source: wire-contracts 3.5: callbacks may overtake each other, `SequenceNumber` orders
-        them.
+        Callbacks may overtake each other; `SequenceNumber` orders them.
+
+        Source: twilio.com/docs/voice/api/call-resource.
         """
         record = self._records.get(sid)
         if record is None or sequence <= record.sequence:

@@ -209,7 +209,7 @@ class Refusal:
 
 # Twilio's code -> (HTTP status of ours, field at fault, what is wrong, what to do).
 # A refusal of our credentials is 502 and not 401: whoever called us did nothing wrong.
-# Source: wire-contracts 3.6.
+# Source: twilio.com/docs/api/errors, one page a code.
 _REFUSALS: Final[Mapping[int, tuple[int, str | None, str, str]]] = {
     10004: (
         429,
@@ -370,8 +370,10 @@ def signature_ok(
     Twilio leaves out the port of the URL, or not, depending on the kind of callback, and its
     documentation tells servers to try a WebSocket URL with a slash at its end too.
 
-    Source: wire-contracts 2.1 and 2.2. The SDK's `validate` is not used: it takes 80 for the
-    port of wss, raises on a missing header, and compares in Python.
+    The SDK's `validate` is not used: it takes 80 for the port of wss, raises on a missing
+    header, and compares in Python.
+
+    Source: twilio.com/docs/usage/webhooks/webhooks-security.
     """
     if not signature:
         return False
