@@ -14,7 +14,7 @@ import trio
 
 from voicebot import audio, http, service, serving
 from voicebot.config import Settings, load
-from voicebot.simulator import wav
+from voicebot.simulator import Thresholds, wav
 from voicebot.simulator.call import Recording, Script, run_call
 from voicebot.simulator.dial import Account, dial, open_line
 from voicebot.standins.voice import speak
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: Recorded human speech; Debian package asterisk-core-sounds-en-wav, CC-BY-SA-3.0.
 RECORDINGS = Path("/usr/share/asterisk/sounds/en")
 PUBLIC_URL = "https://bot.example.com"
+#: What must happen, however slow the machine: speed is measured in bench/ and not here.
+PATIENT = Thresholds(max_clear_ms=2_000, max_reply_ms=15_000, max_underrun_ms=500)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import trio
 
-from tests.e2e.running import PUBLIC_URL, open_server, recorded
+from tests.e2e.running import PATIENT, PUBLIC_URL, open_server, recorded
 from voicebot import audio
 from voicebot.simulator.call import InterruptAfter, Recording, Script, Utterance, WhenSilent
 from voicebot.simulator.twilio_end import Clear
@@ -78,7 +78,7 @@ async def test_three_interruptions_of_recorded_speech_in_one_call() -> None:
     with trio.fail_after(90):
         recording, requests, record = await held_call(TEXTS)
 
-    verdict = judge(recording)
+    verdict = judge(recording, PATIENT)
     assert verdict.failures == ()
     assert [(i.clears, i.late_media) for i in verdict.interruptions] == [(1, 0)] * 3
     assert sum(isinstance(event, Clear) for event in recording.happenings) == 3
@@ -141,7 +141,7 @@ async def test_a_bot_that_never_clears_fails_the_verdict(monkeypatch: pytest.Mon
     with trio.fail_after(90):
         recording, _, _ = await held_call(TEXTS)
 
-    verdict = judge(recording)
+    verdict = judge(recording, PATIENT)
     assert not verdict.passed
     assert [interruption.clears for interruption in verdict.interruptions] == [0, 0, 0]
 
@@ -169,7 +169,7 @@ async def test_an_outbound_call_is_placed_and_answered() -> None:
     assert placed.status_code == 201
     assert placed.json()["call_sid"].startswith("CA")
     assert placed.json()["from"] == "+15550100123"
-    assert judge(recording).failures == ()
+    assert judge(recording, PATIENT).failures == ()
 
 
 async def test_two_calls_at_once_do_not_mix() -> None:
@@ -196,7 +196,7 @@ async def test_two_calls_at_once_do_not_mix() -> None:
                     for recording in recordings
                 ]
 
-    assert all(judge(recording).failures == () for recording in recordings)
+    assert all(judge(recording, PATIENT).failures == () for recording in recordings)
     heard = [r.summary["turns"][1]["heard"] for r in records if r is not None and r.summary]
     assert sorted(heard) == ["Answer to call 0.", "Answer to call 1."]
     assert audio.dbov(recordings[0].heard) > -60
