@@ -128,3 +128,32 @@ def test_the_environment_wins_over_the_env_file(tmp_path: Path) -> None:
     settings = load({"VOICEBOT_GREETING": "from outside"}, env_file)
     assert (settings.greeting, settings.prompt) == ("from outside", "from the file")
     assert load({}, tmp_path / "absent").greeting == DEFAULT_GREETING
+
+
+def test_the_process_environment_is_read_once_and_wrong_values_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VOICEBOT_VOICE", "bob-the-secret")
+    monkeypatch.setenv("VOICEBOT_MAX_CALLS", "0")
+    with pytest.raises(ConfigError) as caught:
+        load()
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "VOICEBOT_VOICE",
+        "VOICEBOT_MAX_CALLS",
+    ]
+    assert "bob" not in str(caught.value)
+    assert load({}).voice == "auto"
+
+
+@pytest.mark.parametrize(
+    "name,hint",
+    [
+        ("VOICEBOT_ENDPOINTING__RESUMEE", "VOICEBOT_ENDPOINTING__RESUME"),
+        ("VOICEBOT_MAXCALLS", "VOICEBOT_MAX_CALLS"),
+        ("VOICEBOT_ENDPOINTING", ""),
+    ],
+)
+def test_a_misspelt_setting_is_a_problem(name: str, hint: str) -> None:
+    [problem] = problems({name: "1"}) if hint else problems({name: "{}"})[-1:]
+    assert problem.startswith(f"{name}: there is no such setting")
+    assert hint in problem

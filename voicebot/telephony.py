@@ -326,7 +326,7 @@ async def call_command(settings: Settings, to: str, from_: str | None = None) ->
         refusal = explain(exc)
         code = f" (Twilio {refusal.code})" if refusal.code else ""
         return 1, f"not called: {refusal.message}{code}; {refusal.hint}"
-    return 0, f"{call.status} {call.sid}"
+    return 0, f"{call.status} {call.sid}; it is answered by the server at {settings.public_url}"
 
 
 # --- TwiML ----------------------------------------------------------------------------------------

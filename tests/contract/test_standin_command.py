@@ -12,11 +12,13 @@ import httpx
 import pytest
 import trio
 
+from voicebot.config import load
 from voicebot.standins import open_standins
 from voicebot.standins.command import add_arguments
 
 SERVE = """
 import argparse
+from voicebot.config import load
 from voicebot.standins.command import add_arguments, main
 parser = argparse.ArgumentParser()
 add_arguments(parser)
@@ -57,20 +59,23 @@ async def test_the_command_prints_the_environment_and_a_line_a_request_and_stops
                     trio.run_process,
                     [sys.executable, "-c", SERVE, *ports],
                     stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
                 )
             )
             assert process.stdout is not None
+            assert process.stderr is not None
             output = b""
-            while output.count(b"\n") < 7:
+            while output.count(b"\n") < 9:
                 output += await process.stdout.receive_some()
             environment = dict(line.split("=") for line in output.decode().splitlines())
             async with httpx.AsyncClient(verify=False) as client:
                 await client.get(environment["GROQ_BASE_URL"] + "/x")
-            while output.count(b"\n") < 8:
-                output += await process.stdout.receive_some()
+            reported = await process.stderr.receive_some()
             process.send_signal(stop)
         # run_process raises for an exit status other than 0.
 
-    assert output.endswith(b"groq GET /x 404 complete 102 bytes\n")
+    assert reported == b"groq GET /x 404 complete 102 bytes\n"
+    # A bot that takes this environment starts: nothing it needs for a telephone is missing.
+    assert load(environment).telephony
     assert environment["GROQ_API_KEY"] == environment["DEEPGRAM_API_KEY"] == "standin"
     assert environment["TWILIO_ACCOUNT_SID"].startswith("AC")

@@ -43,7 +43,7 @@ pytestmark = [
     pytest.mark.local,
     # Not imported to find out: other tests assert that this process never does.
     pytest.mark.skipif(
-        find_spec("ctranslate2") is None, reason="needs the extra: pip install 'voicebot[local]'"
+        find_spec("ctranslate2") is None, reason="needs the extra: pip install '.[local]'"
     ),
 ]
 

