@@ -85,18 +85,19 @@ class FakeTwilio:
             if self.closed is not None:
                 raise SocketClosed(self.closed)
             now = self.now()
-            if self._close_at is not None and now >= self._close_at:
+            # 1 ns: what has been slept for may come out a rounding short.
+            if self._close_at is not None and now >= self._close_at - 1e-9:
                 await trio.lowlevel.checkpoint()
                 raise SocketClosed(1006)
-            if now >= self._stop_at:
+            if now >= self._stop_at - 1e-9:
                 await trio.lowlevel.checkpoint()
                 return twilio.Stop()
-            while self._marks and self._marks[0][0] <= trio.current_time():
+            while self._marks and self._marks[0][0] <= trio.current_time() + 1e-9:
                 _, _, name = heapq.heappop(self._marks)
                 if self._echo_marks:
                     await trio.lowlevel.checkpoint()
                     return twilio.Mark(name)
-            if self._events and self._events[0][0] <= trio.current_time():
+            if self._events and self._events[0][0] <= trio.current_time() + 1e-9:
                 await trio.lowlevel.checkpoint()
                 return heapq.heappop(self._events)[2]
             frame_at = (self._frames + 1) * FRAME_S

@@ -146,6 +146,19 @@ def test_the_process_environment_is_read_once_and_wrong_values_are_not_shown(
 
 
 @pytest.mark.parametrize(
+    "environ,name",
+    [
+        ({"VOICEBOT_PACING__CHUNK_MS": "50"}, "VOICEBOT_PACING__CHUNK_MS"),
+        ({"VOICEBOT_PACING__CHUNK_MS": "0"}, "VOICEBOT_PACING__CHUNK_MS"),
+        ({"VOICEBOT_PACING__LEAD_MS": "70"}, "VOICEBOT_PACING__LEAD_MS"),
+        ({"VOICEBOT_TIMEOUTS__MEDIA_S": "-1"}, "VOICEBOT_TIMEOUTS__MEDIA_S"),
+    ],
+)
+def test_numbers_that_would_silence_the_bot_are_refused(environ: dict[str, str], name: str) -> None:
+    assert names(environ) == [name]
+
+
+@pytest.mark.parametrize(
     "name,hint",
     [
         ("VOICEBOT_ENDPOINTING__RESUMEE", "VOICEBOT_ENDPOINTING__RESUME"),

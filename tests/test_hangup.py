@@ -15,6 +15,7 @@ from voicebot.errors import RemoteProtocolError, SocketClosed
 from voicebot.nursery import run_call
 from voicebot.plan import Timeouts
 from voicebot.record import CallSummary, Outcome
+from voicebot.turns import Endpointing
 
 Clock = trio.testing.MockClock
 LONG = "One two three four five six seven eight nine ten eleven twelve."
@@ -160,13 +161,14 @@ async def test_a_reader_that_stalls_during_a_barge_in_does_not_hang_the_call(
     assert summary.outcome is Outcome.SEND_TIMEOUT
 
 
-async def test_a_socket_that_closes_under_the_writer_ends_the_call(
+async def test_a_socket_that_closes_under_the_writer_and_the_reader_ends_the_call_once(
     autojump_clock: Clock,
 ) -> None:
     socket = FakeTwilio()
 
     async def gone(message: twilio.Outbound) -> None:
         await trio.lowlevel.checkpoint()
+        await socket.aclose(1006)  # the reader learns of it in the same instant
         raise SocketClosed(1006)
 
     socket.send_gate = gone
@@ -225,7 +227,7 @@ async def test_the_oldest_audio_goes_when_the_recogniser_never_connects(
     autojump_clock: Clock,
 ) -> None:
     ear = FakeEar(["hello"], open_delay=15.0)
-    socket = FakeTwilio(voice=[(0.5, 1.5), (12.0, 13.0)], stop_at=16.0)
+    socket = FakeTwilio(stop_at=16.0)
 
     summary = await run_call(socket, ports(ear), plan())
 
@@ -254,6 +256,63 @@ async def test_a_recogniser_that_cannot_be_had_ends_the_call_with_a_goodbye(
     assert summary.outcome is Outcome.NO_RECOGNITION
     assert [turn.heard for turn in summary.turns][1:] == ["Please call again."]
     assert summary.turns[0].interrupted
+
+
+async def test_an_utterance_whose_beginning_was_dropped_is_still_recognised(
+    autojump_clock: Clock,
+) -> None:
+    ear = FakeEar(["hello"], open_delay=15.0)
+    socket = FakeTwilio(voice=[(0.5, 1.0), (1.4, 14.0)], stop_at=17.0)
+
+    summary = await run_call(
+        socket,
+        ports(ear, FakeChat(["Yes."])),
+        plan(endpointing=Endpointing(final_grace_ms=30_000)),
+    )
+
+    assert ear.started == [60, 60]
+    assert summary.counts["unrecognised_ms"] > 4_000
+    assert [turn.heard for turn in summary.turns] == ["Yes."]
+
+
+async def test_giving_up_while_a_verdict_is_pending_still_says_goodbye(
+    autojump_clock: Clock,
+) -> None:
+    for begin in (1.0, 1.2, 1.3, 1.4):
+        socket = FakeTwilio(voice=[(begin, begin + 0.3)], stop_at=trio.current_time() + 60)
+        summary = await run_call(
+            socket,
+            ports(FakeEar([], fail_opens=99)),
+            plan(greeting=LONG, farewell="Please call again."),
+        )
+        assert summary.outcome is Outcome.NO_RECOGNITION
+        assert summary.turns[-1].heard == "Please call again."
+
+
+async def test_a_recogniser_that_went_deaf_is_replaced(autojump_clock: Clock) -> None:
+    """It takes audio and says nothing: only its owed answers tell."""
+    ear = FakeEar([], hang=True)
+    voice = [(1.0 + 5 * i, 2.0 + 5 * i) for i in range(6)]
+
+    summary = await run_call(
+        FakeTwilio(voice=voice, stop_at=60.0), ports(ear), plan(farewell="Goodbye.")
+    )
+
+    assert ear.opened == 3
+    assert summary.outcome is Outcome.NO_RECOGNITION
+    assert summary.turns[-1].heard == "Goodbye."
+
+
+async def test_speech_goes_on_for_the_recogniser_that_replaces_a_lost_one(
+    autojump_clock: Clock,
+) -> None:
+    ear = FakeEar(["hello"], fail_after_bytes=8_000)
+    socket = FakeTwilio(voice=[(0.5, 3.0)], stop_at=8.0)
+
+    summary = await run_call(socket, ports(ear, FakeChat(["Yes."])), plan())
+
+    assert ear.started == [60, 0]
+    assert summary.turns[0].heard == "Yes."
 
 
 async def test_a_recogniser_that_never_answers_does_not_hang_the_turn(

@@ -16,6 +16,7 @@ from voicebot.turns import (
     Finalize,
     Instruction,
     Interrupt,
+    RecogniserLate,
     SpeechStarted,
     Turns,
     Verdict,
@@ -94,7 +95,15 @@ def test_the_turn_waits_for_words_still_being_recognised() -> None:
 def test_a_recogniser_that_owes_an_answer_too_long_is_not_waited_for() -> None:
     caller = Caller().hear(True, 0.5).hear(False, 0.06).hear(True, 0.3).hear(False, 0.02)
     caller.says(Final("one", finalized=True)).hear(False, 2.6)
-    assert caller.take()[-1] == EndOfTurn("one")
+    assert caller.take()[-2:] == [RecogniserLate(), EndOfTurn("one")]
+
+
+def test_a_lost_recogniser_owes_only_what_its_successor_will_be_asked() -> None:
+    caller = Caller().hear(True, 0.5).hear(False, 0.06).hear(True, 0.3).hear(False, 0.02)
+    assert not caller.turns.recogniser_lost(1)
+    caller.says(Final("two", finalized=True)).hear(False, 0.4)
+    assert caller.take()[-1] == EndOfTurn("two")
+    assert caller.hear(True, 0.1).turns.recogniser_lost(0)
 
 
 def test_noise_without_words_is_no_turn() -> None:
@@ -136,11 +145,11 @@ def test_a_partial_confirms_before_the_voice_falls() -> None:
     assert caller.says(Partial("no wait")).take() == [YES]
 
 
-def test_long_voice_confirms() -> None:
-    caller = Caller().bot(active=True).hear(True, 0.74)
+def test_long_voice_alone_decides_nothing() -> None:
+    caller = Caller().bot(active=True).hear(True, 5.0)
     assert kinds(caller.take()) == ["SpeechStarted", "Interrupt"]
-    caller.hear(True, 0.04)
-    assert caller.take() == [YES]
+    caller.hear(False, 0.04).says(Final("", finalized=True))
+    assert caller.take()[-1] == NO
 
 
 def test_a_sound_without_words_is_refuted() -> None:
@@ -227,6 +236,24 @@ def test_utterance_end_ends_the_turn_if_there_are_words() -> None:
     assert caller.take() == []
     caller.says(Final("hello")).says(UtteranceEnd())
     assert caller.take() == [EndOfTurn("hello")]
+
+
+def test_a_caller_who_goes_on_after_speech_final_is_heard_by_the_ears() -> None:
+    caller = Caller("provider").hear(True, 1.0).says(Final("well", end_of_turn=True))
+    caller.take()
+    caller.hear(True, 0.38)
+    assert caller.take() == []
+    caller.hear(True, 0.04)
+    assert kinds(caller.take()) == ["Interrupt"]
+
+
+def test_words_that_ended_a_turn_as_a_partial_are_not_said_again_when_final() -> None:
+    caller = Caller("provider").says(Final("I want")).says(Partial("a table")).says(UtteranceEnd())
+    assert caller.take() == [EndOfTurn("I want a table")]
+    caller.says(Final("A table.", end_of_turn=True)).says(Final("for two", end_of_turn=True))
+    assert [order for order in caller.take() if isinstance(order, EndOfTurn)] == [
+        EndOfTurn("for two")
+    ]
 
 
 def test_ears_do_not_finalize_for_a_provider() -> None:

@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from voicebot.audio import FRAME_MS
 from voicebot.errors import ConfigError
 from voicebot.hearing import Hearing
 from voicebot.plan import Timeouts
@@ -271,6 +273,17 @@ def _contradictions(settings: Settings) -> list[str]:
     problems += _check_url("TWILIO_API_URL", settings.twilio_api_url)
     problems += _check_url("DEEPGRAM_URL", settings.deepgram_url)
     problems += _check_url("GROQ_BASE_URL", settings.groq_base_url)
+    pacing = settings.pacing
+    if pacing.chunk_ms < FRAME_MS or pacing.chunk_ms % FRAME_MS:
+        problems.append(f"VOICEBOT_PACING__CHUNK_MS: must be a multiple of {FRAME_MS}")
+    if pacing.lead_ms < pacing.chunk_ms + FRAME_MS:
+        problems.append(
+            f"VOICEBOT_PACING__LEAD_MS: must be at least VOICEBOT_PACING__CHUNK_MS + {FRAME_MS}"
+        )
+    for group in ("pacing", "endpointing", "timeouts"):
+        for name, value in asdict(getattr(settings, group)).items():
+            if value < 0:
+                problems.append(f"VOICEBOT_{group.upper()}__{name.upper()}: must not be negative")
     if settings.log_level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         problems.append("VOICEBOT_LOG_LEVEL: must be DEBUG, INFO, WARNING or ERROR")
     return problems

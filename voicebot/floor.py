@@ -8,6 +8,19 @@ from contextlib import contextmanager
 import trio
 
 
+class Bell:
+    """Wakes everybody who waits now. Check, then wait, with no checkpoint between."""
+
+    def __init__(self) -> None:
+        self._lot = trio.lowlevel.ParkingLot()
+
+    def ring(self) -> None:
+        self._lot.unpark_all()
+
+    async def wait(self) -> None:
+        await self._lot.park()
+
+
 class Floor:
     """Who is speaking: one slot for the scope that an interruption cancels.
 
@@ -19,7 +32,7 @@ class Floor:
         self._speaking: trio.CancelScope | None = None
         self._kept = False
         self._verdict: bool | None = None
-        self._decided = trio.Event()
+        self._decided = Bell()
 
     @contextmanager
     def held(self, scope: trio.CancelScope) -> Iterator[None]:
@@ -34,7 +47,7 @@ class Floor:
 
     def interrupt(self) -> None:
         """Silence whoever speaks, or the next to begin; a verdict is then due."""
-        self._verdict, self._decided = None, trio.Event()
+        self._verdict = None
         if self._speaking is None:
             self._kept = True
         else:
@@ -45,7 +58,7 @@ class Floor:
         self._verdict = confirmed
         if not confirmed:
             self._kept = False
-        self._decided.set()
+        self._decided.ring()
 
     async def decided(self) -> bool:
         """Wait for the verdict on the newest interruption."""
@@ -56,16 +69,3 @@ class Floor:
     def given(self) -> None:
         """Forget an interruption that nobody met: the floor is the bot's again."""
         self._kept = False
-
-
-class Bell:
-    """Wakes everybody who waits now. Check, then wait, with no checkpoint between."""
-
-    def __init__(self) -> None:
-        self._lot = trio.lowlevel.ParkingLot()
-
-    def ring(self) -> None:
-        self._lot.unpark_all()
-
-    async def wait(self) -> None:
-        await self._lot.park()

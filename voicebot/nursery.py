@@ -45,6 +45,7 @@ from voicebot.turns import (
     Finalize,
     Instruction,
     Interrupt,
+    RecogniserLate,
     SpeechStarted,
     Turns,
     Verdict,
@@ -152,6 +153,7 @@ class _Call:
     """What the scopes of one call share. Every method is one task, or a step of one."""
 
     scope: trio.CancelScope
+    _recognising: trio.CancelScope
     outbound: trio.MemorySendChannel[_Outbound]
 
     def __init__(self, socket: MediaSocket, ports: Ports, plan: CallPlan) -> None:
@@ -175,7 +177,7 @@ class _Call:
         self._called = Bell()
         self._echoed = Bell()
         self._giving_up: Outcome | None = None
-        self._thinking: trio.CancelScope | None = None
+        self._thinking = trio.CancelScope()  # of the newest reply
         self._speech_failures = 0
 
     def end(self, outcome: Outcome) -> None:
@@ -228,8 +230,9 @@ class _Call:
                 self._ledger.media_written(epoch, chunk, trio.current_time())
             case _Mark(epoch):
                 name = self._ledger.next_mark(epoch)
-                await self._socket.send(twilio.SendMark(name))
+                # Before it is sent, or its echo may be there first. All it follows is written.
                 self._ledger.mark_written(epoch, name)
+                await self._socket.send(twilio.SendMark(name))
             case _EndEpoch(clear):  # pragma: no branch - the union has no other member
                 needed = clear and self._ledger.clear_needed()
                 if needed:
@@ -287,12 +290,11 @@ class _Call:
         else:
             self._ring_edges += 1
         while self._ring_bytes > RING_S * audio.BYTES_PER_S:
-            oldest = self._ring.popleft()
-            if isinstance(oldest, bytes):
-                self._ring_bytes -= len(oldest)
-                self._journal.count("unrecognised_ms", len(oldest) / audio.BYTES_PER_MS)
-            else:
-                self._ring_edges -= 1
+            # Edges stay: without its beginning what is kept of an utterance is not recognised.
+            index = next(i for i, kept in enumerate(self._ring) if isinstance(kept, bytes))
+            self._ring_bytes -= audio.FRAME_BYTES
+            self._journal.count("unrecognised_ms", audio.FRAME_MS)
+            del self._ring[index]
         self._fed.ring()
 
     def _obey(self, instructions: Sequence[Instruction]) -> None:
@@ -301,6 +303,8 @@ class _Call:
             match instruction:
                 case SpeechStarted() | Finalize():
                     self._feed(instruction)
+                case RecogniserLate():
+                    self._recognising.cancel(reason="late")
                 case Interrupt(onset):
                     self._floor.interrupt()
                     self._note("interrupt", onset=onset - self._began)
@@ -308,7 +312,7 @@ class _Call:
                 case Verdict(confirmed):
                     self._floor.decide(confirmed)
                     self._note("confirmed" if confirmed else "refuted")
-                    if confirmed and self._thinking is not None:
+                    if confirmed:
                         self._thinking.cancel(reason="barge-in")
                 case EndOfTurn(text):
                     self._floor.given()
@@ -328,18 +332,23 @@ class _Call:
             if failures:
                 await trio.sleep(timeouts.transcriber_pause_s * 2 ** (failures - 1))
             try:
-                async with self._ports.open_transcriber() as transcriber:
-                    async with trio.open_nursery() as recogniser:  # owns the feed; ends on error
-                        recogniser.start_soon(self._feed_from_ring, transcriber)
-                        while True:
-                            transcript = await transcriber.receive()
-                            failures = 0
-                            self._obey(self._turns.transcript(transcript, trio.current_time()))
+                with trio.CancelScope() as self._recognising:
+                    async with self._ports.open_transcriber() as transcriber:
+                        async with trio.open_nursery() as feed:  # owns the feed; ends on error
+                            feed.start_soon(self._feed_from_ring, transcriber)
+                            while True:
+                                transcript = await transcriber.receive()
+                                failures = 0
+                                self._obey(self._turns.transcript(transcript, trio.current_time()))
+                raise ProviderTimeout("recogniser", "no words in time")
             except* ProviderError as errors:
                 failures += 1
                 self._journal.count("recogniser_failures")
                 self._note("recogniser_failed")
                 _log.warning("recogniser_failed", exc_info=errors)
+                unsent = sum(isinstance(item, Finalize) for item in self._ring)
+                if self._turns.recogniser_lost(unsent):
+                    self._feed(SpeechStarted(0))
         self._give_up(Outcome.NO_RECOGNITION)
 
     def _give_up(self, outcome: Outcome) -> None:
@@ -434,18 +443,20 @@ class _Call:
             with trio.CancelScope() as speak, self._floor.held(speak):
                 await self._speak(reply, position, epoch)
             cut = await self._end_epoch(clear=speak.cancelled_caught)
-            reply.heard = cut.heard
+            reply.heard = max(reply.heard, cut.heard)
             if not speak.cancelled_caught:
                 return True
             self._note("silenced", heard_ms=cut.heard // audio.BYTES_PER_MS, cleared=cut.cleared)
             if cut.cleared:
                 self._journal.count("clears")
                 self._journal.count("discarded_ms", cut.discarded / audio.BYTES_PER_MS)
-            if await self._floor.decided():
+            # A turn that has come meanwhile was meant, whatever came after it was not.
+            if await self._floor.decided() or self._inbox or self._giving_up is not None:
                 return False
             self._note("resumed")
             self._journal.count("resumes")
-            position, n = reply.reel.word_edge(cut.heard), n + 1
+            # From the furthest that was heard: stops in a row must not go back word by word.
+            position, n = reply.reel.word_edge(reply.heard), n + 1
 
     async def _end_epoch(self, *, clear: bool) -> Cut:
         """End the open epoch; return when everything of it, and the clear, is written."""
@@ -471,7 +482,10 @@ class _Call:
                 _log.warning("thinking_failed", exc_info=True)
                 await self._give(self._plan.apology, pieces, reply)
             else:
-                for piece in splitter.flush():
+                rest = splitter.flush()
+                if not rest and not reply.record.generated:
+                    rest = [self._plan.apology]  # a model may answer with nothing to say
+                for piece in rest:
                     await self._give(piece, pieces, reply)
 
     async def _answer(
@@ -515,13 +529,21 @@ class _Call:
         with pieces:
             try:
                 async for piece in pieces:
-                    await self._synthesise(piece, reply)
+                    before = reply.reel.length
+                    try:
+                        await self._synthesise(piece, reply)
+                    except ProviderError:
+                        if reply.reel.length > before:
+                            raise
+                        self._journal.count("synthesis_retries")
+                        await self._synthesise(piece, reply)  # nothing of it was heard yet
                     self._speech_failures = 0
             except ProviderError:
                 self._journal.count("synthesis_failures")
                 self._note("synthesis_failed")
                 _log.warning("synthesis_failed", exc_info=True)
                 self._speech_failures += 1
+                self._thinking.cancel(reason="synthesis failed")  # nobody takes its pieces
                 if self._speech_failures >= self._plan.timeouts.speech_failures:
                     self.end(Outcome.NO_SPEECH)
         reply.reel.close()
@@ -574,6 +596,9 @@ class _Call:
                 continue
             if not chunk:
                 break
+            if not reel.closed:
+                # Whole frames, or the filling would be heard inside a word.
+                chunk = chunk[: len(chunk) - len(chunk) % audio.FRAME_BYTES]
             position += len(chunk)
             chunk = chunk.ljust(
                 -(-len(chunk) // audio.FRAME_BYTES) * audio.FRAME_BYTES, bytes([audio.SILENCE])

@@ -49,11 +49,6 @@ class Reel:
         """Bytes appended so far, kept or forgotten."""
         return self._offset + len(self._audio)
 
-    @property
-    def text(self) -> str:
-        """All text given so far."""
-        return " ".join(clause.text for clause in self._clauses)
-
     def begin(self, text: str) -> None:
         """Start a clause; the audio that follows speaks it."""
         self._clauses.append(_Clause(text, self.length))

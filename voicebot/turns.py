@@ -14,7 +14,8 @@ that the caller has finished.
 | TALKING   | –                                  | –                  | QUIET          | EndOfTurn,|
 |           |                                    |                    |                | QUIET     |
 
-Meant: words that are more than a sign of listening, or `confirm_ms` of voice.
+Meant: words that are more than a sign of listening. Length alone means nothing: until there are
+words the bot is silent anyway, and a reply given up for a noise would never come back.
 A suspicion always ends: words, duration, the end of the sound and a time limit each decide it.
 """
 
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, assert_never
 
+from voicebot.audio import FRAME_MS
 from voicebot.ports import Final as FinalTranscript
 from voicebot.ports import Partial, Transcript, UtteranceEnd
 
@@ -50,7 +52,7 @@ class Endpointing:
     final_grace_ms: int = 2_500  # the local recogniser needs 0.2 s; ten times that is a stall
     provider_silence_ms: int = 3_000  # words, but neither speech_final nor UtteranceEnd: noise
     resume: bool = True  # False: every interruption is taken as meant, and the reply is lost
-    confirm_ms: int = 800  # longer than a cough or "mm-hm", shorter than a sentence
+    overtalk_ms: int = 400  # voice that goes on after a turn's end; the ears release in 200 ms
     resume_ms: int = 600  # a provider's words arrive within this after the sound
     # A backchannel this shortly before the end of the reply answers it.
     answer_ms: int = 1_500
@@ -66,6 +68,11 @@ class SpeechStarted:
 @dataclass(frozen=True, slots=True)
 class Finalize:
     """The voice has fallen: the recogniser should account for all words up to here."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecogniserLate:
+    """The recogniser has not answered in time and should be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +96,7 @@ class EndOfTurn:
     text: str
 
 
-Instruction = SpeechStarted | Finalize | Interrupt | Verdict | EndOfTurn
+Instruction = SpeechStarted | Finalize | RecogniserLate | Interrupt | Verdict | EndOfTurn
 
 
 class _Caller(enum.Enum):
@@ -111,8 +118,9 @@ class Turns:
         self._caller = _Caller.QUIET
         self._bot_active = False
         self._voice = False
-        self._onset = 0.0
         self._fell_at = 0.0
+        self._run = 0  # frames since the voice rose or fell, or a turn ended: media time
+        self._taken = ""  # words of a turn that were still a partial when it ended
         self._finalizing = 0  # answers to Finalize still owed
         self._words: list[str] = []
         self._partial = ""
@@ -144,11 +152,24 @@ class Turns:
             return [self._end_turn(passed_over[0])]
         return ()
 
+    def recogniser_lost(self, finalizing: int) -> bool:
+        """Note that the recogniser is gone; `finalizing` requests have not reached it.
+
+        Returns whether the caller is speaking, which the next one has to be told.
+        """
+        self._finalizing = finalizing
+        return self._voice
+
     def frame(self, voice: bool, onset_ms: int, now: float) -> Sequence[Instruction]:
         """Take the ears' decision about 20 ms."""
+        self._run += 1
         if voice is self._voice:
-            return () if self._caller is _Caller.QUIET else self._decide(now)
-        self._voice = voice
+            if self._caller is not _Caller.QUIET:
+                return self._decide(now)
+            if voice and self._bot_active and self._run == self._rules.overtalk_ms // FRAME_MS:
+                return self._begin(now)  # the turn was taken to be over, and goes on
+            return ()
+        self._voice, self._run = voice, 0
         if voice:
             started = SpeechStarted(onset_ms)
             return [started, *self._begin(now - onset_ms / 1_000), *self._decide(now)]
@@ -172,6 +193,9 @@ class Turns:
                 if finalized:
                     self._finalizing = max(0, self._finalizing - 1)
                 begun: Sequence[Instruction] = ()
+                taken, self._taken = self._taken, ""
+                if taken and _words(text)[: len(_words(taken))] == _words(taken):
+                    text = ""  # it has been answered already
                 if text:
                     self._words.append(text)
                     self._last_words_at = now
@@ -188,7 +212,6 @@ class Turns:
         """React to the first sound or word of the caller."""
         if self._caller is not _Caller.QUIET:
             return ()
-        self._onset = onset
         self._passed_over = None
         if not self._bot_active:
             self._caller = _Caller.TALKING
@@ -203,34 +226,34 @@ class Turns:
         """Decide what time and words so far allow to be decided."""
         rules = self._rules
         if self._voice:
-            return self._confirm_if_meant(now)
+            return self._confirm_if_meant()
         if self._finalizing:
             if now - self._fell_at < rules.final_grace_ms / 1_000:
-                return self._confirm_if_meant(now)
+                return self._confirm_if_meant()
+            # Words may be lost with it, but a caller who is not understood speaks again.
             self._finalizing = 0
+            return [RecogniserLate(), *self._decide(now)]
         silence = now - max(self._fell_at, self._last_words_at)
         if self._words and self._local:
             if self._caller is _Caller.SUSPECTED and _only_backchannel(self._words):
                 return self._refute(now)
-            confirmed = self._confirm_if_meant(now)
-            if now - self._fell_at >= rules.hangover_ms / 1_000:
+            confirmed = self._confirm_if_meant()
+            if self._run >= rules.hangover_ms // FRAME_MS:
                 return [*confirmed, *self._finish(now)]
             return confirmed
         if self._words or self._partial:
             if silence >= rules.provider_silence_ms / 1_000:
                 return self._finish(now)
-            return self._confirm_if_meant(now)
+            return self._confirm_if_meant()
         if self._local or silence >= rules.resume_ms / 1_000:
             return self._refute(now)
         return ()
 
-    def _confirm_if_meant(self, now: float) -> Sequence[Instruction]:
+    def _confirm_if_meant(self) -> Sequence[Instruction]:
         if self._caller is not _Caller.SUSPECTED:
             return ()
         said = [*self._words, self._partial]
-        if (any(said) and not _only_backchannel(said)) or (
-            self._voice and now - self._onset >= self._rules.confirm_ms / 1_000
-        ):
+        if any(said) and not _only_backchannel(said):
             self._caller = _Caller.TALKING
             return [Verdict(confirmed=True)]
         return ()
@@ -256,6 +279,7 @@ class Turns:
 
     def _end_turn(self, text: str) -> EndOfTurn:
         self._caller = _Caller.QUIET
+        self._taken, self._run = self._partial, 0
         self._words.clear()
         self._partial = ""
         self._bot_active = True  # from here on a reply is owed, and can be interrupted
@@ -265,5 +289,9 @@ class Turns:
         return " ".join(text for text in [*self._words, self._partial] if text)
 
 
+def _words(text: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(text)]
+
+
 def _only_backchannel(texts: Sequence[str]) -> bool:
-    return all(word.lower() in BACKCHANNELS for text in texts for word in _WORD.findall(text))
+    return all(word in BACKCHANNELS for text in texts for word in _words(text))
