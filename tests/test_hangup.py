@@ -53,6 +53,9 @@ async def test_stop(place: str, autojump_clock: Clock) -> None:
     assert summary.outcome is Outcome.HUNG_UP
     assert summary.duration_s == pytest.approx(PLACES[place], abs=0.03)
     assert socket.closed == 1000
+    # Of every place but these two a reply is left that was not heard to its end.
+    listening = place in {"while listening", "while the caller speaks"}
+    assert summary.turns[-1].interrupted is not listening
 
 
 @pytest.mark.parametrize("place", PLACES)

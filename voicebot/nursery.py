@@ -307,7 +307,7 @@ class _Call:
                     self._recognising.cancel(reason="late")
                 case Interrupt(onset):
                     self._floor.interrupt()
-                    self._note("interrupt", onset=onset - self._began)
+                    self._note("interrupt", onset=round(onset - self._began, 3))
                     self._journal.count("interruptions")
                 case Verdict(confirmed):
                     self._floor.decide(confirmed)
@@ -416,12 +416,12 @@ class _Call:
                 pieces_send, pieces_receive = trio.open_memory_channel[str](PIECES)
                 turn.start_soon(self._think, think, pieces_send, reply, name=f"think #{number}")
                 turn.start_soon(self._synth, pieces_receive, reply, name=f"synth #{number}")
+                record.interrupted = True  # until it is known to have been heard to its end
                 record.interrupted = not await self._deliver(reply)
                 turn.cancel_scope.cancel(reason="barge-in" if record.interrupted else "heard")
         finally:
             # Also when the call ends in the middle: what was heard until then counts.
             if self._ledger.open_epoch is not None:
-                record.interrupted = True
                 reply.heard = self._ledger.heard(trio.current_time())
             record.heard = reply.reel.heard(reply.heard)
             self._dialog.bot_said(record.heard, interrupted=record.interrupted)
