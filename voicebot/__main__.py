@@ -112,7 +112,7 @@ def _serve(args: argparse.Namespace) -> int:
         failure = f"cannot listen on {args.host}:{args.port}: {reason}; see --port and --host"
     except* LifespanFailureError as group:
         # What the application said, without the server's words around it.
-        failure = str(_first(group)).partition("voicebot cannot start:\n")[2].rstrip("'")
+        failure = str(_first(group)).partition("voicebot cannot start:\n")[2].removesuffix("'")
     if failure is not None:
         print(f"voicebot: {failure}", file=sys.stderr)
         return 1
