@@ -77,6 +77,14 @@ def test_speech_words_and_silence_are_a_turn() -> None:
     assert not caller.turns.caller_talking
 
 
+def test_a_network_that_stalls_in_a_pause_does_not_end_the_turn() -> None:
+    """Silence is counted in the caller's audio and not in the time it takes to arrive."""
+    caller = Caller().hear(True, 0.5).hear(False, 0.04).says(Final("I want", finalized=True))
+    caller.now += 1.0
+    caller.hear(False, 0.04).hear(True, 0.3)
+    assert "EndOfTurn" not in kinds(caller.take())
+
+
 def test_a_pause_shorter_than_the_hangover_is_part_of_the_turn() -> None:
     caller = Caller().hear(True, 0.5).hear(False, 0.1).says(Final("I want", finalized=True))
     caller.hear(False, 0.2).hear(True, 0.5).hear(False, 0.1)

@@ -10,8 +10,6 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-import trio
-
 from voicebot.config import Settings
 from voicebot.ports import Chat, OpenTranscriber, Ports, Synthesizer
 
@@ -29,8 +27,8 @@ async def open_ports(settings: Settings) -> AsyncGenerator[Ports]:
     from voicebot.vad import OpenEars
 
     async with AsyncExitStack() as stack:
-        # 0.1 s of loading that must not hold the loop.
-        open_ears = await trio.to_thread.run_sync(OpenEars, settings.hearing)
+        # Holds the loop for 0.1 s, once, before any call is taken; a thread would hold it too.
+        open_ears = OpenEars(settings.hearing)
         chat = await _open_chat(stack, settings)
         transcriber, synthesizer = await _open_speech(stack, settings)
         yield Ports(
