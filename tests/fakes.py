@@ -21,7 +21,7 @@ from voicebot import twilio
 from voicebot.errors import ProviderError, SocketClosed
 from voicebot.floor import Bell
 from voicebot.plan import CallPlan
-from voicebot.ports import Final, Message, Ports, Transcript
+from voicebot.ports import Final, Message, Ports, Tool, ToolCall, Transcript
 
 FRAME_S = 0.020
 CHAR = 400  # bytes of audio per character: 50 ms
@@ -251,7 +251,9 @@ class FakeChat:
     slow_close: float = 0.0
 
     @asynccontextmanager
-    async def open_reply(self, messages: Sequence[Message]) -> AsyncIterator[AsyncIterator[str]]:
+    async def open_reply(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = ()
+    ) -> AsyncIterator[AsyncIterator[str | ToolCall]]:
         self.requests.append(list(messages))
         words = self._words(self.replies.pop(0))
         try:

@@ -6,10 +6,10 @@ vendor, one is embedded, and tests bring their own.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from voicebot import twilio
 
@@ -116,20 +116,58 @@ OpenTranscriber = Callable[[], AbstractAsyncContextManager[Transcriber]]
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One entry of the conversation as a language model sees it."""
+class ToolCall:
+    """A model's request to run a tool. `arguments` is JSON as the model wrote it, unchecked."""
 
-    role: Literal["system", "user", "assistant"]
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One entry of the conversation as a language model sees it.
+
+    An `assistant` message with `tool_calls` is followed by one `tool` message for each of them,
+    which names it in `tool_call_id`. Its content may then be empty.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """Something a bot can do besides speaking.
+
+    `parameters` is the JSON schema of an object. `run` is given the arguments, an object that
+    has not been checked against the schema, and returns what the model is told; any exception
+    of its is told to the model as a failure. It must end within 2 s of being cancelled, or the
+    end of its call waits for it.
+
+    `idempotent`: whether to run it again, or to break it off, does no harm. One that is not is
+    finished even if the caller interrupts, and never run twice for one request.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    run: Callable[[Mapping[str, Any]], Awaitable[str]]
+    idempotent: bool = True
+    timeout_s: float = 10.0  # longer than any caller waits in silence
 
 
 class Chat(Protocol):
     """The words of the bot."""
 
     def open_reply(
-        self, messages: Sequence[Message]
-    ) -> AbstractAsyncContextManager[AsyncIterator[str]]:
-        """Stream an answer as text deltas.
+        self, messages: Sequence[Message], tools: Sequence[Tool] = ()
+    ) -> AbstractAsyncContextManager[AsyncIterator[str | ToolCall]]:
+        """Stream an answer as text deltas and whole tool calls, in the order of the model.
+
+        The tools are offered to the model; running them is the caller's affair.
 
         Raises:
             ProviderError: from the context manager or from the iterator.
@@ -177,6 +215,8 @@ class Ports:
     """Everything one call talks to, apart from its socket.
 
     `endpointing` says who decides that the caller has finished: the recogniser, or our ears.
+    `hang_up` ends the telephone call of that SID at the carrier; None where there is none.
+    It raises ProviderError, and its cancellation is safe: the call may have been ended.
     """
 
     open_transcriber: OpenTranscriber
@@ -184,3 +224,5 @@ class Ports:
     chat: Chat
     synthesizer: Synthesizer
     open_ears: Callable[[], Ears]
+    tools: tuple[Tool, ...] = ()
+    hang_up: Callable[[str], Awaitable[None]] | None = None
