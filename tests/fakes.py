@@ -239,12 +239,13 @@ class FakeEar:
 
 @dataclass
 class FakeChat:
-    """A language model that says the next reply word by word."""
+    """A language model that says the next reply word by word, and calls tools where it says so."""
 
-    replies: list[str]
+    replies: Sequence[str | Sequence[str | ToolCall]]
     first: float = 0.1
     gap: float = 0.01
     requests: list[list[Message]] = field(default_factory=list)
+    offered: list[list[str]] = field(default_factory=list)
     cancelled: int = 0
     fail_after: int | None = None  # words
     stall_after: int | None = None
@@ -255,7 +256,9 @@ class FakeChat:
         self, messages: Sequence[Message], tools: Sequence[Tool] = ()
     ) -> AsyncIterator[AsyncIterator[str | ToolCall]]:
         self.requests.append(list(messages))
-        words = self._words(self.replies.pop(0))
+        self.offered.append([tool.name for tool in tools])
+        reply = self.replies[len(self.requests) - 1]
+        words = self._words([reply] if isinstance(reply, str) else reply)
         try:
             await trio.sleep(self.first)
             yield words
@@ -268,14 +271,54 @@ class FakeChat:
             with trio.move_on_after(1, shield=True):
                 await words.aclose()
 
-    async def _words(self, reply: str) -> Any:
-        for index, word in enumerate(reply.split(" ")):
+    async def _words(self, parts: Sequence[str | ToolCall]) -> Any:
+        words = [
+            word
+            for part in parts
+            for word in ([part] if isinstance(part, ToolCall) else part.split(" "))
+        ]
+        for index, word in enumerate(words):
             if index == self.fail_after:
                 raise ProviderError("chat", "broke")
             if index == self.stall_after:
                 await trio.sleep_forever()
-            yield word + " "
+            yield word if isinstance(word, ToolCall) else word + " "
             await trio.sleep(self.gap)
+
+
+@dataclass
+class FakeTool:
+    """A tool that takes its time; `tool()` is the port."""
+
+    name: str = "book"
+    takes: float = 1.0
+    idempotent: bool = True
+    timeout_s: float = 10.0
+    deaf: float = 0.0  # goes on for so long after it was cancelled
+    raises: Exception | None = None
+    started: list[dict[str, Any]] = field(default_factory=list)
+    finished: int = 0
+    cancelled: int = 0
+
+    def tool(self) -> Tool:
+        schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+        return Tool(
+            self.name, "Book it.", schema, self._run, self.idempotent, timeout_s=self.timeout_s
+        )
+
+    async def _run(self, arguments: Any) -> str:
+        self.started.append(arguments)
+        try:
+            await trio.sleep(self.takes)
+        except trio.Cancelled:
+            self.cancelled += 1
+            with trio.CancelScope(shield=True):  # a tool that is slow to let go, bounded
+                await trio.sleep(self.deaf)
+            raise
+        if self.raises is not None:
+            raise self.raises
+        self.finished += 1
+        return f"done {self.finished}"
 
 
 @dataclass

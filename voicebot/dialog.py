@@ -1,16 +1,21 @@
 """The conversation as the language model is shown it: what was said, and what was heard.
 
 A reply enters the history only as far as the caller heard it. The caller's words are never
-lost: those said before a reply could be heard are joined to the ones they continue.
+lost: those said before a reply could be heard are joined to the ones they continue. A tool call
+is never there without its result: until there is one, the result says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
-from voicebot.ports import Message
+from voicebot.ports import Message, ToolCall
 
 MAX_HISTORY_CHARS: Final = 24_000  # about 6,000 tokens: under the smallest per-minute limit
+MAX_RESULT_CHARS: Final = 4_000  # about 1,000 tokens; more crowds out the conversation
+PENDING: Final = "not finished yet; its result will stand here"
 _QUOTED_WORDS: Final = 4  # enough for a model to find the place
 
 
@@ -20,6 +25,7 @@ class Dialog:
     def __init__(self, prompt: str) -> None:
         self._prompt = prompt
         self._messages: list[Message] = []
+        self._asking: list[int] = []  # where the reply under way called tools
 
     def caller_said(self, text: str) -> None:
         """Add a turn of the caller, or continue the one that got no audible answer."""
@@ -27,22 +33,44 @@ class Dialog:
             text = f"{self._messages.pop().content} {text}"
         self._messages.append(Message("user", text))
 
-    def bot_said(self, heard: str, *, interrupted: bool) -> None:
-        """Add what the caller heard of a reply; nothing at all if nothing was heard."""
-        if not heard:
-            return
-        if interrupted:
-            last = " ".join(heard.split()[-_QUOTED_WORDS:])
-            heard = f'{heard}… [interrupted by the caller after: "{last}"]'
-        self._messages.append(Message("assistant", heard))
+    def tools_called(self, said: str, calls: Sequence[ToolCall]) -> None:
+        """Add tool calls of the reply under way, behind what it said since the last ones."""
+        self._asking.append(len(self._messages))
+        self._messages.append(Message("assistant", said, tuple(calls)))
+        self._messages += [Message("tool", PENDING, tool_call_id=call.id) for call in calls]
+
+    def tool_returned(self, call_id: str, result: str) -> None:
+        """Add the result of a tool call, whichever turn it is by now."""
+        for index, message in enumerate(self._messages):
+            if message.role == "tool" and message.tool_call_id == call_id:
+                self._messages[index] = replace(message, content=result[:MAX_RESULT_CHARS])
+
+    def bot_said(self, *heard: str, interrupted: bool) -> None:
+        """Add what the caller heard of a reply; nothing at all if nothing was heard.
+
+        Args:
+            heard: one text for each time the reply called tools, of what it said before, and
+                one for what it said behind the last.
+        """
+        parts = list(heard)
+        last = max((index for index, part in enumerate(parts) if part), default=None)
+        if interrupted and last is not None:
+            quoted = " ".join(parts[last].split()[-_QUOTED_WORDS:])
+            parts[last] += f'… [interrupted by the caller after: "{quoted}"]'
+        for index, part in zip(self._asking, parts, strict=False):
+            self._messages[index] = replace(self._messages[index], content=part)
+        self._asking.clear()
+        if parts and parts[-1]:
+            self._messages.append(Message("assistant", parts[-1]))
 
     def messages(self) -> list[Message]:
         """Return the prompt and as much of the newest history as fits, oldest first."""
-        budget = MAX_HISTORY_CHARS
-        kept: list[Message] = []
-        for message in reversed(self._messages):
-            budget -= len(message.content)
-            if budget < 0 and kept:
+        size, start = 0, len(self._messages)
+        for index in reversed(range(len(self._messages))):
+            message = self._messages[index]
+            size += len(message.content) + sum(len(call.arguments) for call in message.tool_calls)
+            if size > MAX_HISTORY_CHARS and start < len(self._messages):
                 break
-            kept.append(message)
-        return [Message("system", self._prompt), *reversed(kept)]
+            if message.role != "tool":  # never without the call that it answers
+                start = index
+        return [Message("system", self._prompt), *self._messages[start:]]

@@ -31,7 +31,8 @@ class Floor:
     def __init__(self) -> None:
         self._speaking: trio.CancelScope | None = None
         self._kept = False
-        self._verdict: bool | None = None
+        self._pending = False
+        self._verdict = False
         self._decided = Bell()
 
     @contextmanager
@@ -47,7 +48,7 @@ class Floor:
 
     def interrupt(self) -> None:
         """Silence whoever speaks, or the next to begin; a verdict is then due."""
-        self._verdict = None
+        self._pending = True
         if self._speaking is None:
             self._kept = True
         else:
@@ -55,14 +56,14 @@ class Floor:
 
     def decide(self, confirmed: bool) -> None:
         """Give the verdict on the newest interruption."""
-        self._verdict = confirmed
+        self._pending, self._verdict = False, confirmed
         if not confirmed:
             self._kept = False
         self._decided.ring()
 
     async def decided(self) -> bool:
-        """Wait for the verdict on the newest interruption."""
-        while self._verdict is None:
+        """Wait for the verdict on the newest interruption, if it is still due; return it."""
+        while self._pending:
             await self._decided.wait()
         return self._verdict
 

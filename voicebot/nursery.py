@@ -1,13 +1,14 @@
 """The life of a call: its nurseries, its scopes, and what ends each of them.
 
     run_call
-      call nursery            owns writer, listen, transcribe, converse; `_Call.end` ends it
+      call nursery            owns writer, listen, transcribe, tools, converse; `_Call.end` ends it
         writer                the only task that sends on the media socket; outlives every turn
         listen scope          socket -> ears -> turn-taking; never waits for a provider
         transcribe            ring of caller audio -> recogniser -> turn-taking
+        tools nursery         owns the tools that run; one that must not be torn outlives its turn
         converse              one turn after the other; its own task speaks
           turn nursery        owns think and synth
-            think scope       language model -> pieces of text
+            think scope       language model and tools -> pieces of text
             synth             pieces -> speech -> reel; survives a stop of speaking
           speak scope         reel -> writer, at most `lead_ms` ahead; no provider inside
 
@@ -16,11 +17,15 @@ step, leaving the scope's block is the join, and only then is `clear` handed to 
 behind the message it may be writing. Whether the interruption was meant is decided after
 the bot is silent; until then think and synth go on.
 
+A call ends in one way, whoever ends it: `_Call.end`, the call nursery is joined, the record is
+written, the carrier is told where the end was the bot's, the socket is closed.
+
 Imports core, ports and trio: no vendor, no socket, no JSON.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections import deque
@@ -36,10 +41,11 @@ from voicebot.errors import ProviderError, ProviderTimeout, RemoteProtocolError,
 from voicebot.floor import Bell, Floor
 from voicebot.plan import CallPlan
 from voicebot.playout import Cut, Epoch, Ledger
-from voicebot.ports import MediaSocket, Ports, Transcriber
-from voicebot.record import CallSummary, Journal, Outcome, TurnRecord
+from voicebot.ports import MediaSocket, Ports, Tool, ToolCall, Transcriber
+from voicebot.record import CallSummary, Journal, Outcome, ToolRecord, TurnRecord
 from voicebot.reel import Reel
 from voicebot.sentences import SentenceSplitter
+from voicebot.toolbox import BROKEN_OFF, HANG_UP_RESULT, NOT_STARTED, TOO_LATE, Job, Toolbox
 from voicebot.turns import (
     EndOfTurn,
     Finalize,
@@ -58,6 +64,11 @@ FEED_MS: Final = 60  # audio per message to the recogniser: its cost is per mess
 PIECES: Final = 64  # sentences waiting for synthesis, so that the model's stream is drained
 CLOCK_S: Final = 0.001  # what a timer may be early by, rounding included
 REEL_AHEAD_S: Final = 20.0  # synthesised and not yet spoken: 160 kB, enough for any pause
+TOOL_ROUNDS: Final = 5  # times a reply may ask for tools; then the model must answer without
+
+# Ends that the carrier does not know of. A stream that broke is not among them: Twilio goes on
+# with what follows in the TwiML, which may be another server.
+_OURS: Final = frozenset(Outcome) - {Outcome.HUNG_UP, Outcome.SOCKET_CLOSED, Outcome.CANCELLED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,14 @@ class _EndEpoch:
     cut: Cut | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A tool to be run, and where to note it."""
+
+    job: Job
+    record: TurnRecord
+
+
 _Outbound = _Media | _Mark | _EndEpoch
 _Think = Callable[[SentenceSplitter, "trio.MemorySendChannel[str]", "_Reply"], Awaitable[None]]
 
@@ -93,6 +112,17 @@ class _Reply:
     moved: Bell = field(default_factory=Bell)  # the reel has grown, or was spoken further
     spoken: int = 0  # position up to which audio was handed to the writer
     heard: int = 0  # position up to which the caller heard it, once an epoch has ended
+    pieces: list[str] = field(default_factory=list)  # each is a clause of the reel
+    parts: list[int] = field(default_factory=list)  # how many pieces there were at each tool call
+    hangs_up: bool = False  # once this reply has been heard
+
+    def heard_parts(self) -> list[str]:
+        """Return what was heard before the first tool calls, between them, and behind the last."""
+        edges: list[int | None] = [0, *self.parts, None]
+        return [
+            self.reel.heard(self.heard, first or 0, behind)
+            for first, behind in itertools.pairwise(edges)
+        ]
 
 
 async def run_call(
@@ -111,21 +141,24 @@ async def run_call(
         on_end: is given the summary once, however the call ends; synchronous, so that a
             cancelled call is recorded as well.
 
-    Cancellation: everything of the call is cancelled and joined.
+    Cancellation: everything of the call is cancelled and joined; at once, but for a tool that
+        must not be torn, which has `tool_grace_s`.
 
     Owns: the call nursery. It ends when `_Call.end` is called or the call gets too long.
     """
     call = _Call(socket, ports, plan)
     try:
         with trio.move_on_after(plan.timeouts.call_s) as length:
-            async with trio.open_nursery() as nursery:  # owns the four tasks; `end` ends it
+            async with trio.open_nursery() as nursery:  # owns the five tasks; `end` ends it
                 call.scope = nursery.cancel_scope
                 outbound_send, outbound_receive = trio.open_memory_channel[_Outbound](0)
-                call.outbound = outbound_send
+                jobs_send, jobs_receive = trio.open_memory_channel[_Run](0)
+                call.outbound, call.jobs = outbound_send, jobs_send
                 sid = socket.start.call_sid
                 nursery.start_soon(call.write, outbound_receive, name=f"write {sid}")
                 nursery.start_soon(call.listen, name=f"listen {sid}")
                 nursery.start_soon(call.transcribe, name=f"transcribe {sid}")
+                nursery.start_soon(call.run_tools, jobs_receive, name=f"tools {sid}")
                 nursery.start_soon(call.converse, name=f"converse {sid}")
         if length.cancelled_caught:
             call.outcome = Outcome.TOO_LONG
@@ -145,8 +178,23 @@ async def run_call(
                 "counts": summary.counts,
             },
         )
+    if ports.hang_up is not None and summary.outcome in _OURS:
+        await _hang_up(ports.hang_up, summary.call_sid, plan.timeouts.hang_up_s)
     await socket.aclose(1011 if summary.outcome is Outcome.CRASHED else 1000)
     return summary
+
+
+async def _hang_up(
+    hang_up: Callable[[str], Awaitable[object]], sid: str, patience_s: float
+) -> None:
+    """Ask the carrier to end the call. Whatever becomes of it, the socket is closed next."""
+    with trio.move_on_after(patience_s) as patience:
+        try:
+            await hang_up(sid)
+        except Exception:  # a bug there must not keep the socket open
+            _log.warning("hang_up_failed", exc_info=True)
+    if patience.cancelled_caught:
+        _log.warning("hang_up_late", extra={"patience_s": patience_s})
 
 
 class _Call:
@@ -155,6 +203,7 @@ class _Call:
     scope: trio.CancelScope
     _recognising: trio.CancelScope
     outbound: trio.MemorySendChannel[_Outbound]
+    jobs: trio.MemorySendChannel[_Run]
 
     def __init__(self, socket: MediaSocket, ports: Ports, plan: CallPlan) -> None:
         self.outcome = Outcome.CANCELLED
@@ -167,6 +216,7 @@ class _Call:
         self._ledger = Ledger(plan.pacing)
         self._turns = Turns(plan.endpointing, ports.endpointing)
         self._dialog = Dialog(plan.prompt)
+        self._toolbox = Toolbox(ports.tools, may_hang_up=plan.may_hang_up)
         self._ears = ports.open_ears()
         self._framer = audio.Framer()
         # Caller audio and edges on their way to the recogniser, in order.
@@ -398,10 +448,14 @@ class _Call:
             text = " ".join(self._inbox)
             self._inbox.clear()
             self._dialog.caller_said(text)
-            await self._turn(text, self._answer)
+            if await self._turn(text, self._answer):
+                self.end(Outcome.BOT_HUNG_UP)
+                return
 
-    async def _turn(self, caller: str, think: _Think) -> None:
+    async def _turn(self, caller: str, think: _Think) -> bool:
         """Give one reply: think, synthesise, speak, and be stopped or heard.
+
+        Returns whether the call is over: the reply was a goodbye, and nobody spoke over it.
 
         Owns: the turn nursery. It ends when the reply has been heard, or when an interruption
         was meant; leaving it joins think and synth.
@@ -422,11 +476,17 @@ class _Call:
         finally:
             # Also when the call ends in the middle: what was heard until then counts.
             if self._ledger.open_epoch is not None:
-                reply.heard = self._ledger.heard(trio.current_time())
-            record.heard = reply.reel.heard(reply.heard)
-            self._dialog.bot_said(record.heard, interrupted=record.interrupted)
+                reply.heard = max(reply.heard, self._ledger.heard(trio.current_time()))
+            parts = reply.heard_parts()
+            record.heard = " ".join(filter(None, parts))
+            self._dialog.bot_said(*parts, interrupted=record.interrupted)
+        if not record.interrupted:
+            self._toolbox.told()
+            if reply.hangs_up and not self._inbox and not self._turns.caller_talking:
+                return True
         if not self._inbox:
             self._obey(self._turns.bot_ended(trio.current_time()))
+        return False
 
     async def _deliver(self, reply: _Reply) -> bool:
         """Speak a reply until it has been heard, through refuted interruptions.
@@ -472,7 +532,7 @@ class _Call:
         self, think: _Think, pieces: trio.MemorySendChannel[str], reply: _Reply
     ) -> None:
         """Turn the reply's words into pieces to be spoken; apologise if there are none."""
-        splitter = SentenceSplitter()
+        splitter, failed = SentenceSplitter(), False
         with pieces, trio.CancelScope() as self._thinking:
             try:
                 await think(splitter, pieces, reply)
@@ -480,29 +540,133 @@ class _Call:
                 self._journal.count("thinking_failures")
                 self._note("thinking_failed")
                 _log.warning("thinking_failed", exc_info=True)
-                await self._give(self._plan.apology, pieces, reply)
-            else:
-                rest = splitter.flush()
-                if not rest and not reply.record.generated:
-                    rest = [self._plan.apology]  # a model may answer with nothing to say
-                for piece in rest:
-                    await self._give(piece, pieces, reply)
+                failed = True
+            # A model may also answer with nothing to say.
+            if failed or not reply.pieces:
+                text = self._plan.goodbye if reply.hangs_up else self._plan.apology
+                await self._give(text, pieces, reply)
 
     async def _answer(
         self, splitter: SentenceSplitter, pieces: trio.MemorySendChannel[str], reply: _Reply
     ) -> None:
-        """Stream an answer of the language model."""
-        timeouts = self._plan.timeouts
+        """Answer with the language model, which may ask for tools before it has answered."""
+        with trio.move_on_after(self._plan.timeouts.tool_patience_s):
+            for job in self._toolbox.untorn():
+                await job.done.wait()
+        offered = self._toolbox.offered
+        for left in reversed(range(TOOL_ROUNDS + 1)):
+            calls = await self._ask(splitter, pieces, reply, offered if left else ())
+            for piece in splitter.flush():
+                await self._give(piece, pieces, reply)
+            if not calls:
+                return
+            await self._run_calls(calls, reply)
+            if reply.hangs_up:
+                if reply.pieces:
+                    return  # the goodbye has been said with the call
+                offered = ()
+
+    async def _ask(
+        self,
+        splitter: SentenceSplitter,
+        pieces: trio.MemorySendChannel[str],
+        reply: _Reply,
+        tools: Sequence[Tool],
+    ) -> list[ToolCall]:
+        """Stream one answer of the language model; return the tools it asks for."""
+        timeouts, calls = self._plan.timeouts, []
         try:
             with trio.fail_after(timeouts.first_token_s) as patience:
-                async with self._ports.chat.open_reply(self._dialog.messages()) as deltas:
-                    async for delta in deltas:
+                async with self._ports.chat.open_reply(self._dialog.messages(), tools) as answer:
+                    async for delta in answer:
                         patience.deadline = math.inf  # waiting for synth is not the model's fault
-                        for piece in splitter.push(delta):
-                            await self._give(piece, pieces, reply)
+                        if isinstance(delta, ToolCall):
+                            calls.append(self._toolbox.name(delta))
+                        else:
+                            for piece in splitter.push(delta):
+                                await self._give(piece, pieces, reply)
                         patience.deadline = trio.current_time() + timeouts.token_gap_s
         except trio.TooSlowError as exc:
             raise ProviderTimeout("chat", "no text in time") from exc
+        return calls
+
+    async def _run_calls(self, calls: Sequence[ToolCall], reply: _Reply) -> None:
+        """Have tools run and wait for all of them.
+
+        Cancellation: what has not started never will; what runs is broken off, unless that
+        could do harm: it goes on, and its result is recorded when it is there.
+        """
+        begun = reply.parts[-1] if reply.parts else 0
+        reply.parts.append(len(reply.pieces))
+        self._dialog.tools_called(" ".join(reply.pieces[begun:]), calls)
+        waiting: list[Job] = []
+        ahead: list[Job] = []
+        for call in calls:
+            if self._toolbox.ends_call(call):
+                reply.hangs_up = True
+                self._dialog.tool_returned(call.id, HANG_UP_RESULT)
+                continue
+            job, problem = self._toolbox.ask(call)
+            if job is None:
+                self._note("tool_refused", name=call.name)
+                self._dialog.tool_returned(call.id, problem)
+            elif job.result is not None:
+                self._dialog.tool_returned(call.id, job.result)
+            else:
+                waiting.append(job)
+                if job not in ahead and job not in self._toolbox.unfinished:
+                    ahead.append(job)
+        try:
+            for job in tuple(ahead):
+                if not job.tool.idempotent:
+                    await self._floor.decided()  # the caller may be saying: no, stop
+                await self.jobs.send(_Run(job, reply.record))
+                ahead.remove(job)
+            for job in waiting:
+                await job.done.wait()
+        finally:
+            for job in ahead:
+                self._toolbox.forget(job)
+                for call_id in job.calls:
+                    self._dialog.tool_returned(call_id, NOT_STARTED)
+            for job in waiting:
+                job.break_off("reply abandoned")
+
+    # Tools, which may outlive the turn that asked for them.
+
+    async def run_tools(self, jobs: trio.MemoryReceiveChannel[_Run]) -> None:
+        """Run the tools that replies ask for.
+
+        Owns: the tools nursery. It ends with the call.
+        """
+        async with trio.open_nursery() as tools:  # owns a task for each tool that runs
+            try:
+                async for run in jobs:
+                    self._toolbox.started(run.job)
+                    tools.start_soon(self._run_tool, run, name=f"tool {run.job.tool.name}")
+            finally:
+                self._toolbox.hurry(self._plan.timeouts.tool_grace_s)
+
+    async def _run_tool(self, run: _Run) -> None:
+        job, name = run.job, run.job.tool.name
+        record = ToolRecord(name, job.arguments, self._note("tool", name=name))
+        run.record.tools.append(record)
+        result = BROKEN_OFF
+        try:
+            with job.scope:
+                result = await job.tool.run(job.arguments)
+            if job.scope.cancelled_caught and not job.broken_off:
+                result = TOO_LATE
+                self._journal.count("tool_failures")
+        except Exception as exc:  # a tool's failure is news for the model, not for the call
+            result = f"failed: {exc}"
+            self._journal.count("tool_failures")
+            _log.warning("tool_failed", exc_info=True, extra={"tool": name})
+        finally:
+            record.ended, record.result = self._note("tool_done", name=name), result
+            self._toolbox.finished(job, result)
+            for call_id in job.calls:
+                self._dialog.tool_returned(call_id, result)
 
     def _recite(self, text: str) -> _Think:
         """Return a think step that says a fixed text."""
@@ -510,7 +674,7 @@ class _Call:
         async def recite(
             splitter: SentenceSplitter, pieces: trio.MemorySendChannel[str], reply: _Reply
         ) -> None:
-            for piece in splitter.push(text):
+            for piece in (*splitter.push(text), *splitter.flush()):
                 await self._give(piece, pieces, reply)
 
         return recite
@@ -519,7 +683,8 @@ class _Call:
         record = reply.record
         if record.first_text is None:
             record.first_text = self._note("first_text")
-        record.generated = f"{record.generated} {piece}".lstrip()
+        reply.pieces.append(piece)
+        record.generated = " ".join(reply.pieces)
         await pieces.send(piece)
 
     # Synthesis, which survives a stop of speaking.

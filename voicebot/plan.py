@@ -21,6 +21,10 @@ class Timeouts:
     transcriber_tries: int = 3  # openings of the recogniser in a row that may fail
     transcriber_pause_s: float = 0.5  # before the second try, then doubled
     speech_failures: int = 2  # replies in a row that could not be spoken, before giving up
+    # An answer waits this long for a tool of the turn before; then it is said to be running.
+    tool_patience_s: float = 2.0
+    tool_grace_s: float = 1.0  # for a tool that must not be torn when the call ends under it
+    hang_up_s: float = 1.0  # for the carrier to end the call; closing the stream ends it too
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,8 @@ class CallPlan:
     greeting: str
     apology: str = "Sorry, I did not manage that. Could you say it again, please?"
     farewell: str = "Sorry, I cannot hear you any more. Please call again. Goodbye."
+    goodbye: str = "Goodbye."  # said where the model hangs up without a word
+    may_hang_up: bool = True  # whether the model is offered to end the call
     pacing: Pacing = field(default_factory=Pacing)
     endpointing: Endpointing = field(default_factory=Endpointing)
     timeouts: Timeouts = field(default_factory=Timeouts)

@@ -11,9 +11,13 @@ How the heard position is found, in order of authority:
 2. A mark not echoed yet proves that what follows it was not played, until it is `mark_grace_ms`
    overdue: then it counts as lost.
 3. In between, the playout clock: what was written plays at 8 bytes a millisecond from the
-   moment it was written or from the end of what was written before. Each echo shows by how
-   much the caller runs behind that clock; the smallest of the last few is believed, because
-   the network only ever adds to it.
+   moment it was written or from the end of what was written before.
+
+Each echo shows by how much it comes behind that clock; the smallest of the last few is believed,
+because the network only ever adds to it. The smallest of the call is the *round trip*. What is
+more than that is *lag*: Twilio ran dry, or plays slower than our clock. A clear travels as long
+as the media did, so a clear written now stops Twilio where the clock is, less the lag; what a
+message that arrives now proves to have been heard is a round trip older.
 
 Nothing here waits for a mark, and no mark can move the position past what was written.
 """
@@ -36,6 +40,7 @@ class Pacing:
     lead_ms: int = 200  # twice 80 ms of network jitter and a bit; all that a clear throws away
     chunk_ms: int = 60  # three frames a message: a third of the work, still a fine-grained stop
     mark_every_ms: int = 500  # each mark costs a message each way; the clock bridges 500 ms
+    mark_slack_ms: int = 60  # a mark this late may be on its way; as much as is safe to be wrong by
     mark_grace_ms: int = 1_000  # a mark later than this is lost; longer than any sane jitter
     keep_ms: int = 3_000  # heard audio kept for going back to a word edge
 
@@ -62,13 +67,15 @@ class _Pending(NamedTuple):
     due: float  # when the playout clock reaches it
 
 
-_DELAYS: Final = 4  # echoes whose delay is remembered; two seconds of marks
+_DELAYS: Final = 4  # echoes of a run whose delay is remembered; two seconds of marks
+_ROUNDING_S: Final = 1e-6  # sums of times differ in their last bits
 
 
 class Ledger:
     """Everything written on one call's media socket, by epoch."""
 
     def __init__(self, pacing: Pacing) -> None:
+        self._slack_s = pacing.mark_slack_ms / 1_000
         self._grace_s = pacing.mark_grace_ms / 1_000
         self._epoch: Epoch | None = None
         self._base = 0  # position in the reply at which the epoch begins
@@ -79,7 +86,8 @@ class Ledger:
         self._run_byte = 0
         self._pending: deque[_Pending] = deque()
         self._sequence = 0
-        self._delays: deque[float] = deque(maxlen=_DELAYS)
+        self._delays: deque[float] = deque(maxlen=_DELAYS)  # of the run being played
+        self._round_trip: float | None = None  # the smallest delay of the call
         self._levels: list[float] = []  # of each 20 ms frame written
         self.stale_marks = 0
         self.underruns = 0
@@ -113,6 +121,7 @@ class Ledger:
                 self.underruns += 1
                 self.underrun_s += now - end
             self._run_start, self._run_byte = now, self._written
+            self._delays.clear()  # the lag of a run ends with it
         self._written += len(chunk)
         self._levels += [
             audio.dbov(chunk[i : i + audio.FRAME_BYTES])
@@ -142,7 +151,10 @@ class Ledger:
                 for _ in range(index + 1):
                     self._pending.popleft()
                 self._proved = max(self._proved, pending.position)
-                self._delays.append(now - pending.due)
+                delay = now - pending.due
+                self._delays.append(delay)
+                known = self._round_trip
+                self._round_trip = delay if known is None else min(known, delay)
                 return True
         self.stale_marks += 1
         return False
@@ -164,8 +176,8 @@ class Ledger:
         return self._written
 
     def heard(self, now: float) -> int:
-        """Return the position up to which the caller has heard the reply."""
-        return self._base + self._heard(now)
+        """Return the position up to which the caller had heard when what arrives now was sent."""
+        return self._base + self._heard(now, self._delay())
 
     def played_out(self) -> bool:
         """Return whether everything written is known to have been played."""
@@ -194,7 +206,7 @@ class Ledger:
         """End the open epoch: its position is frozen and its late echoes prove nothing."""
         if self._epoch is None:
             raise LocalProtocolError("no epoch is open")
-        heard = self._heard(now)
+        heard = self._heard(now, self._delay() - (self._round_trip or 0.0))
         cut = Cut(self._base + heard, self._written - heard, cleared)
         self._epoch = None
         self._pending.clear()
@@ -217,14 +229,18 @@ class Ledger:
         return max(0, min(self._run_byte + played, self._written))
 
     def _delay(self) -> float:
-        return min(self._delays, default=0.0)
+        """Return how long after the clock an echo is due."""
+        return min(self._delays, default=self._round_trip or 0.0)
 
-    def _heard(self, now: float) -> int:
+    def _heard(self, now: float, behind: float) -> int:
         if not self._written:
             return 0
-        position = self._clock(now - self._delay())
+        position = self._clock(now - behind)
         for pending in self._pending:
-            if now < pending.due + self._delay() + self._grace_s:
+            late = now - pending.due - self._delay()
+            if late < self._slack_s:
+                break  # it is not due yet, nor is any that follows
+            if late < self._grace_s - _ROUNDING_S:
                 position = min(position, pending.position)
                 break
         self._reported = max(self._reported, self._proved, position)

@@ -215,8 +215,9 @@ class Ports:
     """Everything one call talks to, apart from its socket.
 
     `endpointing` says who decides that the caller has finished: the recogniser, or our ears.
-    `hang_up` ends the telephone call of that SID at the carrier; None where there is none.
-    It raises ProviderError, and its cancellation is safe: the call may have been ended.
+    `hang_up` ends the telephone call of that SID at the carrier, and that it is over already is
+    no error; None where there is no carrier. It raises ProviderError; cancelled, the call may
+    have been ended.
     """
 
     open_transcriber: OpenTranscriber
@@ -225,4 +226,4 @@ class Ports:
     synthesizer: Synthesizer
     open_ears: Callable[[], Ears]
     tools: tuple[Tool, ...] = ()
-    hang_up: Callable[[str], Awaitable[None]] | None = None
+    hang_up: Callable[[str], Awaitable[object]] | None = None

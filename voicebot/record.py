@@ -14,6 +14,7 @@ class Outcome(enum.Enum):
     """How a call ended."""
 
     HUNG_UP = "hung_up"  # stop: the caller, or whoever ended the call at Twilio
+    BOT_HUNG_UP = "bot_hung_up"  # the bot said goodbye, and it was heard
     SOCKET_CLOSED = "socket_closed"  # no stop: network, proxy or Twilio
     MEDIA_TIMEOUT = "media_timeout"
     PROTOCOL_ERROR = "protocol_error"
@@ -35,6 +36,17 @@ class Moment:
 
 
 @dataclass(slots=True)
+class ToolRecord:
+    """A tool that a turn ran. Times as in `TurnRecord`; `result` is what the model was told."""
+
+    name: str
+    arguments: dict[str, Any]
+    began: float
+    ended: float | None = None
+    result: str = ""
+
+
+@dataclass(slots=True)
 class TurnRecord:
     """One turn as it went. Times are seconds since the call began, None if never reached."""
 
@@ -47,6 +59,7 @@ class TurnRecord:
     generated: str = ""
     heard: str = ""
     interrupted: bool = False
+    tools: list[ToolRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,13 @@ class Reel:
         return self._offset + len(self._audio)
 
     def begin(self, text: str) -> None:
-        """Start a clause; the audio that follows speaks it."""
+        """Start a clause; the audio that follows speaks it.
+
+        A clause begun before that got no audio and no end is taken back: it failed.
+        """
+        if self._clauses and self._clauses[-1].end is None:
+            assert self._clauses[-1].start == self.length  # only what is unheard is begun anew
+            self._clauses.pop()
         self._clauses.append(_Clause(text, self.length))
 
     def append(self, chunk: bytes) -> None:
@@ -87,12 +93,14 @@ class Reel:
             del self._audio[:drop]
             self._offset = position
 
-    def heard(self, position: int) -> str:
+    def heard(self, position: int, first: int = 0, behind: int | None = None) -> str:
         """Return the words a listener has heard who has heard that many bytes.
 
-        A word counts from the middle of its sound on.
+        A word counts from the middle of its sound on. `first` and `behind` are clauses, counted
+        from 0 in the order they were begun: only what is between them is returned.
         """
-        return " ".join(word for word, start, end in self._words() if (start + end) / 2 <= position)
+        words = self._words(first, behind)
+        return " ".join(word for word, start, end in words if (start + end) / 2 <= position)
 
     def word_edge(self, position: int) -> int:
         """Return where the word that is being spoken at `position` begins.
@@ -107,10 +115,12 @@ class Reel:
             edge = int(start)
         return max(edge, self._offset)
 
-    def _words(self) -> Iterator[tuple[str, float, float]]:
+    def _words(
+        self, first: int = 0, behind: int | None = None
+    ) -> Iterator[tuple[str, float, float]]:
         """Yield each word with the positions at which it begins and ends."""
         rate = self._bytes_per_char()
-        for clause in self._clauses:
+        for clause in self._clauses[first:behind]:
             if clause.voice_start is None:
                 continue
             length = max(1, len(clause.text))

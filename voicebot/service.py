@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from voicebot import log, telephony, twilio, ws
@@ -39,6 +39,8 @@ async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
         if board.settings.telephony:
             phone = await stack.enter_async_context(telephony.open_telephony(board.settings))
         ports = await stack.enter_async_context(open_ports(board.settings))
+        if phone is not None:
+            ports = replace(ports, hang_up=phone.end_call)
         calls = _Calls(board, ports)
         yield Service(serve_media=calls.serve_media, telephony=phone)
 

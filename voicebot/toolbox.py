@@ -1,0 +1,133 @@
+"""Which tools a call has, and what has been asked of them.
+
+Synchronous but for the events and scopes it hands out; `nursery.py` runs the jobs. What the
+model gets wrong (no such tool, arguments that are no JSON object) is an answer to the model and
+no error of the call.
+
+A tool that is not idempotent is run once for one request. A request is over when a reply that
+could tell its outcome was heard to its end: until then the same call again is the same request,
+by a model that did not see the result, or by a caller who did not hear of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import trio
+
+from voicebot.ports import Tool, ToolCall
+
+HANG_UP: Final = "hang_up"
+HANG_UP_RESULT: Final = "the call ends as soon as the caller has heard your goodbye"
+NOT_STARTED: Final = "not run: the caller interrupted"
+BROKEN_OFF: Final = "broken off before it had finished"
+TOO_LATE: Final = "failed: it took too long"
+
+
+async def _nothing(arguments: Any) -> str:
+    raise AssertionError("the call ends itself")
+
+
+#: Offered to the model beside the bot's own tools; run by the call.
+HANG_UP_TOOL: Final = Tool(
+    HANG_UP,
+    "End the phone call. Say goodbye in the same answer: the line is closed once the caller has "
+    "heard it. Use it only when the conversation is over.",
+    {"type": "object", "properties": {}},
+    _nothing,
+)
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A tool that is to run, runs or has run. `scope` is what breaks it off."""
+
+    tool: Tool
+    arguments: dict[str, Any]
+    calls: list[str]  # ids of the calls it answers
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    done: trio.Event = field(default_factory=trio.Event)
+    result: str | None = None
+    broken_off: bool = False
+
+    def break_off(self, reason: str) -> None:
+        """Cancel it, unless that could do harm. Synchronous."""
+        if self.tool.idempotent:
+            self.broken_off = True
+            self.scope.cancel(reason=reason)
+
+
+class Toolbox:
+    """The tools of one call."""
+
+    def __init__(self, tools: Sequence[Tool], *, may_hang_up: bool) -> None:
+        self._tools = {tool.name: tool for tool in tools}
+        # A bot may have a tool of that name itself.
+        self._ends_call = may_hang_up and HANG_UP not in self._tools
+        self.offered = ((HANG_UP_TOOL,) if self._ends_call else ()) + tuple(tools)
+        self._once: dict[tuple[str, str], Job] = {}  # not to be run again for their request
+        self._numbers = 0
+        self.unfinished: list[Job] = []
+
+    def name(self, call: ToolCall) -> ToolCall:
+        """Return the call under an id that no other call of this conversation has."""
+        self._numbers += 1
+        return ToolCall(f"call_{self._numbers}", call.name, call.arguments)
+
+    def ends_call(self, call: ToolCall) -> bool:
+        """Whether this call is for the bot itself to hang up."""
+        return self._ends_call and call.name == HANG_UP
+
+    def ask(self, call: ToolCall) -> tuple[Job | None, str]:
+        """Return the job that answers a call, new or not; or None and what to tell the model."""
+        tool = self._tools.get(call.name)
+        if tool is None:
+            return None, f"there is no tool named {call.name}"
+        try:
+            arguments = json.loads(call.arguments or "{}")
+        except (ValueError, RecursionError) as exc:
+            return None, f"the arguments are not JSON: {exc}"
+        if not isinstance(arguments, dict):
+            return None, "the arguments must be a JSON object"
+        key = (tool.name, json.dumps(arguments, sort_keys=True))
+        if not tool.idempotent and key in self._once:
+            job = self._once[key]
+            job.calls.append(call.id)
+            return job, ""
+        job = Job(tool, arguments, [call.id])
+        if not tool.idempotent:
+            self._once[key] = job
+        return job, ""
+
+    def untorn(self) -> list[Job]:
+        """Return the jobs that run on although the reply that asked for them may be over."""
+        return [job for job in self.unfinished if not job.tool.idempotent]
+
+    def started(self, job: Job) -> None:
+        """Note that a job runs from now on, for at most its tool's time."""
+        job.scope.deadline = trio.current_time() + job.tool.timeout_s
+        job.scope.shield = not job.tool.idempotent
+        self.unfinished.append(job)
+
+    def forget(self, job: Job) -> None:
+        """Note that a job never ran."""
+        self._once = {key: other for key, other in self._once.items() if other is not job}
+
+    def finished(self, job: Job, result: str) -> None:
+        """Note what a job has come to."""
+        job.result = result
+        self.unfinished.remove(job)
+        job.done.set()
+
+    def hurry(self, seconds: float) -> None:
+        """Leave jobs that must not be torn no more than this time."""
+        latest = trio.current_time() + seconds
+        for job in self.unfinished:
+            job.scope.deadline = min(job.scope.deadline, latest)
+
+    def told(self) -> None:
+        """Note that a reply was heard to its end: what has finished by now is no open request."""
+        self._once = {key: job for key, job in self._once.items() if not job.done.is_set()}
