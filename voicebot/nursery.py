@@ -42,7 +42,7 @@ from voicebot.floor import Bell, Floor
 from voicebot.plan import CallPlan
 from voicebot.playout import Cut, Epoch, Ledger
 from voicebot.ports import MediaSocket, Ports, Tool, ToolCall, Transcriber
-from voicebot.record import CallSummary, Journal, Outcome, ToolRecord, TurnRecord
+from voicebot.record import CallSummary, Journal, Moment, Outcome, ToolRecord, TurnRecord
 from voicebot.reel import Reel
 from voicebot.sentences import SentenceSplitter
 from voicebot.toolbox import BROKEN_OFF, HANG_UP_RESULT, NOT_STARTED, TOO_LATE, Job, Toolbox
@@ -131,6 +131,7 @@ async def run_call(
     plan: CallPlan,
     *,
     on_end: Callable[[CallSummary], None] | None = None,
+    watch: Callable[[Moment], None] | None = None,
 ) -> CallSummary:
     """Run one call from `start` to its end; return what happened.
 
@@ -140,13 +141,14 @@ async def run_call(
     Args:
         on_end: is given the summary once, however the call ends; synchronous, so that a
             cancelled call is recorded as well.
+        watch: is shown every event of the timeline as it happens; synchronous, and quick.
 
     Cancellation: everything of the call is cancelled and joined; at once, but for a tool that
         must not be torn, which has `tool_grace_s`.
 
     Owns: the call nursery. It ends when `_Call.end` is called or the call gets too long.
     """
-    call = _Call(socket, ports, plan)
+    call = _Call(socket, ports, plan, watch)
     try:
         with trio.move_on_after(plan.timeouts.call_s) as length:
             async with trio.open_nursery() as nursery:  # owns the five tasks; `end` ends it
@@ -205,13 +207,19 @@ class _Call:
     outbound: trio.MemorySendChannel[_Outbound]
     jobs: trio.MemorySendChannel[_Run]
 
-    def __init__(self, socket: MediaSocket, ports: Ports, plan: CallPlan) -> None:
+    def __init__(
+        self,
+        socket: MediaSocket,
+        ports: Ports,
+        plan: CallPlan,
+        watch: Callable[[Moment], None] | None,
+    ) -> None:
         self.outcome = Outcome.CANCELLED
         self._socket = socket
         self._ports = ports
         self._plan = plan
         self._began = trio.current_time()
-        self._journal = Journal(self._began)
+        self._journal = Journal(self._began, watch)
         self._floor = Floor()
         self._ledger = Ledger(plan.pacing)
         self._turns = Turns(plan.endpointing, ports.endpointing)
@@ -513,10 +521,10 @@ class _Call:
             # A turn that has come meanwhile was meant, whatever came after it was not.
             if await self._floor.decided() or self._inbox or self._giving_up is not None:
                 return False
-            self._note("resumed")
-            self._journal.count("resumes")
             # From the furthest that was heard: stops in a row must not go back word by word.
             position, n = reply.reel.word_edge(reply.heard), n + 1
+            self._note("resumed", from_ms=position // audio.BYTES_PER_MS)
+            self._journal.count("resumes")
 
     async def _end_epoch(self, *, clear: bool) -> Cut:
         """End the open epoch; return when everything of it, and the clear, is written."""

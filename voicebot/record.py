@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -80,19 +81,25 @@ class CallSummary:
 
 
 class Journal:
-    """Collects what happens in one call. Times are seconds since `began`."""
+    """Collects what happens in one call. Times are seconds since `began`.
 
-    def __init__(self, began: float) -> None:
+    `watch` is shown every event as it happens.
+    """
+
+    def __init__(self, began: float, watch: Callable[[Moment], None] | None = None) -> None:
         self._began = began
+        self._watch = watch
         self.turns: list[TurnRecord] = []
         self.timeline: deque[Moment] = deque(maxlen=TIMELINE_LENGTH)
         self.counts: dict[str, float] = {}
 
     def note(self, now: float, what: str, **detail: Any) -> float:
         """Put an event on the timeline; return when it happened in the call."""
-        at = round(now - self._began, 3)
-        self.timeline.append(Moment(at, what, detail))
-        return at
+        moment = Moment(round(now - self._began, 3), what, detail)
+        self.timeline.append(moment)
+        if self._watch is not None:
+            self._watch(moment)
+        return moment.at
 
     def count(self, what: str, amount: float = 1) -> None:
         """Add to a counter."""
