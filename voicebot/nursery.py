@@ -28,7 +28,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
@@ -44,6 +43,7 @@ from voicebot.playout import Cut, Epoch, Ledger
 from voicebot.ports import MediaSocket, Ports, Tool, ToolCall, Transcriber
 from voicebot.record import CallSummary, Journal, Moment, Outcome, ToolRecord, TurnRecord
 from voicebot.reel import Reel
+from voicebot.ring import Ring
 from voicebot.sentences import SentenceSplitter
 from voicebot.toolbox import BROKEN_OFF, HANG_UP_RESULT, NOT_STARTED, TOO_LATE, Job, Toolbox
 from voicebot.turns import (
@@ -59,8 +59,6 @@ from voicebot.turns import (
 
 _log = logging.getLogger(__name__)
 
-RING_S: Final = 10.0  # caller audio kept for a recogniser that is still connecting
-FEED_MS: Final = 60  # audio per message to the recogniser: its cost is per message
 PIECES: Final = 64  # sentences waiting for synthesis, so that the model's stream is drained
 CLOCK_S: Final = 0.001  # what a timer may be early by, rounding included
 REEL_AHEAD_S: Final = 20.0  # synthesised and not yet spoken: 160 kB, enough for any pause
@@ -227,9 +225,7 @@ class _Call:
         self._toolbox = Toolbox(ports.tools, may_hang_up=plan.may_hang_up)
         self._ears = ports.open_ears()
         self._framer = audio.Framer()
-        # Caller audio and edges on their way to the recogniser, in order.
-        self._ring: deque[bytes | SpeechStarted | Finalize] = deque()
-        self._ring_bytes = self._ring_edges = 0
+        self._ring = Ring()
         self._fed = Bell()
         self._inbox: list[str] = []  # turns of the caller not answered yet
         self._called = Bell()
@@ -342,17 +338,8 @@ class _Call:
 
     def _feed(self, item: bytes | SpeechStarted | Finalize) -> None:
         """Queue for the recogniser; the oldest audio goes when it cannot keep up."""
-        self._ring.append(item)
-        if isinstance(item, bytes):
-            self._ring_bytes += len(item)
-        else:
-            self._ring_edges += 1
-        while self._ring_bytes > RING_S * audio.BYTES_PER_S:
-            # Edges stay: without its beginning what is kept of an utterance is not recognised.
-            index = next(i for i, kept in enumerate(self._ring) if isinstance(kept, bytes))
-            self._ring_bytes -= audio.FRAME_BYTES
-            self._journal.count("unrecognised_ms", audio.FRAME_MS)
-            del self._ring[index]
+        if lost_ms := self._ring.put(item):
+            self._journal.count("unrecognised_ms", lost_ms)
         self._fed.ring()
 
     def _obey(self, instructions: Sequence[Instruction]) -> None:
@@ -404,8 +391,7 @@ class _Call:
                 self._journal.count("recogniser_failures")
                 self._note("recogniser_failed")
                 _log.warning("recogniser_failed", exc_info=errors)
-                unsent = sum(isinstance(item, Finalize) for item in self._ring)
-                if self._turns.recogniser_lost(unsent):
+                if self._turns.recogniser_lost(self._ring.finalizes):
                     self._feed(SpeechStarted(0))
         self._give_up(Outcome.NO_RECOGNITION)
 
@@ -419,25 +405,15 @@ class _Call:
     async def _feed_from_ring(self, transcriber: Transcriber) -> None:
         """Hand over audio in batches, and each edge behind the audio it follows."""
         while True:  # noqa: ASYNC913  # edges are few; behind them it waits, or sends
-            while self._ring_bytes < FEED_MS * audio.BYTES_PER_MS and not self._ring_edges:
+            while not self._ring.ready:
                 await self._fed.wait()
-            batch = bytearray()
-            while self._ring and len(batch) < audio.BYTES_PER_S:
-                item = self._ring.popleft()
-                if not isinstance(item, bytes):
-                    self._ring.appendleft(item)
-                    break
-                batch += item
-            if batch:
-                self._ring_bytes -= len(batch)
-                await transcriber.send(bytes(batch))
-                continue
-            edge = self._ring.popleft()
-            self._ring_edges -= 1
-            if isinstance(edge, SpeechStarted):
-                transcriber.speech_started(edge.ago_ms)
-            else:
-                await transcriber.finalize()
+            match self._ring.take():
+                case SpeechStarted(ago_ms):
+                    transcriber.speech_started(ago_ms)
+                case Finalize():
+                    await transcriber.finalize()
+                case batch:
+                    await transcriber.send(batch)
 
     # Conversing: one turn after the other.
 
