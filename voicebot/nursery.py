@@ -112,7 +112,6 @@ class _Reply:
     heard: int = 0  # position up to which the caller heard it, once an epoch has ended
     pieces: list[str] = field(default_factory=list)  # each is a clause of the reel
     parts: list[int] = field(default_factory=list)  # how many pieces there were at each tool call
-    hangs_up: bool = False  # once this reply has been heard
 
     def heard_parts(self) -> list[str]:
         """Return what was heard before the first tool calls, between them, and behind the last."""
@@ -464,9 +463,10 @@ class _Call:
             parts = reply.heard_parts()
             record.heard = " ".join(filter(None, parts))
             self._dialog.bot_said(*parts, interrupted=record.interrupted)
+            self._note("turn_over", number=number, interrupted=record.interrupted)
         if not record.interrupted:
             self._toolbox.told()
-            if reply.hangs_up and not self._inbox and not self._turns.caller_talking:
+            if record.goodbye and not self._inbox and not self._turns.caller_talking:
                 return True
         if not self._inbox:
             self._obey(self._turns.bot_ended(trio.current_time()))
@@ -527,7 +527,7 @@ class _Call:
                 failed = True
             # A model may also answer with nothing to say.
             if failed or not reply.pieces:
-                text = self._plan.goodbye if reply.hangs_up else self._plan.apology
+                text = self._plan.goodbye if reply.record.goodbye else self._plan.apology
                 await self._give(text, pieces, reply)
 
     async def _answer(
@@ -545,7 +545,7 @@ class _Call:
             if not calls:
                 return
             await self._run_calls(calls, reply)
-            if reply.hangs_up:
+            if reply.record.goodbye:
                 if reply.pieces:
                     return  # the goodbye has been said with the call
                 offered = ()
@@ -587,7 +587,7 @@ class _Call:
         ahead: list[Job] = []
         for call in calls:
             if self._toolbox.ends_call(call):
-                reply.hangs_up = True
+                reply.record.goodbye = True
                 self._dialog.tool_returned(call.id, HANG_UP_RESULT)
                 continue
             job, problem = self._toolbox.ask(call)
@@ -767,6 +767,7 @@ class _Call:
             reply.moved.ring()
         if unmarked:
             await self.outbound.send(_Mark(epoch))
+        self._note("sent")
         # Everything is written, for the writer has taken the mark that follows it.
         while not ledger.played_out():
             with trio.move_on_at(ledger.overdue_at()) as overdue:

@@ -60,6 +60,7 @@ class TurnRecord:
     generated: str = ""
     heard: str = ""
     interrupted: bool = False
+    goodbye: bool = False  # it ends the call, once it has been heard
     tools: list[ToolRecord] = field(default_factory=list)
 
 
