@@ -191,7 +191,8 @@ async def test_a_peer_that_breaks_the_protocol_ends_its_call(autojump_clock: Clo
     summary = await call(Rude())
 
     assert summary.outcome is Outcome.PROTOCOL_ERROR
-    assert summary.timeline[-1].detail == {"kind": "second_start"}
+    [broken] = [moment for moment in summary.timeline if moment.what == "protocol_error"]
+    assert broken.detail == {"kind": "second_start"}
 
 
 async def test_a_bug_ends_that_call_only_and_is_logged(

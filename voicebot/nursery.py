@@ -308,6 +308,7 @@ class _Call:
                         case twilio.Media(timestamp_ms, payload):
                             now = trio.current_time()
                             alive.deadline = now + timeout
+                            self._ledger.caller_heard(timestamp_ms, now)
                             for frame in self._framer.push(payload, timestamp_ms):
                                 self._hear(frame, now)
                         case twilio.Mark(name):

@@ -19,6 +19,9 @@ more than that is *lag*: Twilio ran dry, or plays slower than our clock. A clear
 as the media did, so a clear written now stops Twilio where the clock is, less the lag; what a
 message that arrives now proves to have been heard is a round trip older.
 
+A stalled line shows in the caller's own audio: it comes late, all at once. Nothing was delivered
+either way meanwhile, so Twilio has played its lead and no more.
+
 Nothing here waits for a mark, and no mark can move the position past what was written.
 """
 
@@ -39,8 +42,9 @@ class Pacing:
 
     lead_ms: int = 200  # twice 80 ms of network jitter and a bit; all that a clear throws away
     chunk_ms: int = 60  # three frames a message: a third of the work, still a fine-grained stop
-    mark_every_ms: int = 500  # each mark costs a message each way; the clock bridges 500 ms
-    mark_slack_ms: int = 60  # a mark this late may be on its way; as much as is safe to be wrong by
+    # Each mark costs a message each way; where Twilio is when a line stalls is known to this.
+    mark_every_ms: int = 240
+    mark_slack_ms: int = 100  # a mark this late may be on its way; as much as is safe to be wrong by
     mark_grace_ms: int = 1_000  # a mark later than this is lost; longer than any sane jitter
     keep_ms: int = 3_000  # heard audio kept for going back to a word edge
 
@@ -67,14 +71,17 @@ class _Pending(NamedTuple):
     due: float  # when the playout clock reaches it
 
 
-_DELAYS: Final = 4  # echoes of a run whose delay is remembered; two seconds of marks
+_DELAYS: Final = 8  # echoes of a run whose delay is remembered; two seconds of marks
 _ROUNDING_S: Final = 1e-6  # sums of times differ in their last bits
+_BURST_S: Final = 0.02  # what arrives within a frame of each other came at once
+_WINDOW_S: Final = 5.0  # of media, to know the shortest way: clocks drift by 0.1 ms in it
 
 
 class Ledger:
     """Everything written on one call's media socket, by epoch."""
 
     def __init__(self, pacing: Pacing) -> None:
+        self._lead_s = pacing.lead_ms / 1_000
         self._slack_s = pacing.mark_slack_ms / 1_000
         self._grace_s = pacing.mark_grace_ms / 1_000
         self._epoch: Epoch | None = None
@@ -89,6 +96,9 @@ class Ledger:
         self._delays: deque[float] = deque(maxlen=_DELAYS)  # of the run being played
         self._round_trip: float | None = None  # the smallest delay of the call
         self._levels: list[float] = []  # of each 20 ms frame written
+        self._way = _ShortestWay()
+        self._late_s = 0.0  # of the caller's audio that came last
+        self._late_at = -math.inf
         self.stale_marks = 0
         self.underruns = 0
         self.underrun_s = 0.0
@@ -159,6 +169,13 @@ class Ledger:
         self.stale_marks += 1
         return False
 
+    def caller_heard(self, timestamp_ms: int, now: float) -> None:
+        """Take note of when audio of the caller was sent, by Twilio's stamp, and came."""
+        late = self._way.late(timestamp_ms / 1_000, now)
+        burst = now - self._late_at < _BURST_S
+        self._late_s = max(self._late_s, late) if burst else late
+        self._late_at = now
+
     # What the speak scope asks.
 
     @property
@@ -206,7 +223,9 @@ class Ledger:
         """End the open epoch: its position is frozen and its late echoes prove nothing."""
         if self._epoch is None:
             raise LocalProtocolError("no epoch is open")
-        heard = self._heard(now, self._delay() - (self._round_trip or 0.0))
+        lag = self._delay() - (self._round_trip or 0.0)
+        stalled = max(0.0, self._late_s - self._lead_s) if now - self._late_at < _BURST_S else 0.0
+        heard = self._heard(now, lag + stalled)
         cut = Cut(self._base + heard, self._written - heard, cleared)
         self._epoch = None
         self._pending.clear()
@@ -245,3 +264,18 @@ class Ledger:
                 break
         self._reported = max(self._reported, self._proved, position)
         return self._reported
+
+
+class _ShortestWay:
+    """The shortest time that media has lately taken, on two clocks that need not agree."""
+
+    def __init__(self) -> None:
+        self._began = -math.inf
+        self._before = self._lately = math.inf
+
+    def late(self, sent: float, now: float) -> float:
+        """Return how much longer than that a message took that was sent then and came now."""
+        if now - self._began > _WINDOW_S:
+            self._began, self._before, self._lately = now, self._lately, math.inf
+        self._lately = min(self._lately, now - sent)
+        return now - sent - min(self._before, self._lately)
