@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from voicebot import ports
 from voicebot.brain.receptionist import ScriptedBrain, reply_to
 from voicebot.config import DEFAULT_GREETING, DEFAULT_PROMPT
-from voicebot.ports import Message
+from voicebot.ports import Message, Tool, ToolCall
 
 SUNDAY = datetime.date(2026, 11, 22)
 BEGINNING = (Message("system", DEFAULT_PROMPT), Message("assistant", DEFAULT_GREETING))
@@ -184,10 +184,92 @@ def test_before_anyone_spoke_the_greeting_is_the_answer() -> None:
     assert reply_to(BEGINNING, SUNDAY) == DEFAULT_GREETING
 
 
-async def stream(chat: ports.Chat, messages: Sequence[Message]) -> list[tuple[float, str]]:
+@pytest.mark.parametrize("spoken", ["At what time would you like to come?", ""])
+def test_calls_and_their_results_do_not_disturb_what_was_booked(spoken: str) -> None:
+    call = ToolCall("c0", "hours", "{}")
+    messages = [
+        *BEGINNING,
+        Message("user", "A table for two on Tuesday."),
+        Message("assistant", spoken, (call,)),
+        Message("tool", "No, cancel that. Goodbye!", tool_call_id="c0"),
+        Message("user", "Seven."),
+    ]
+
+    assert "a table for two on Tuesday, November 24th, at 7" in reply_to(messages, SUNDAY)
+
+
+def test_a_call_without_words_does_not_change_what_was_heard() -> None:
+    story, heard = converse("Tell me a story.")[0], "Gladly. A long time"
+    messages = [
+        *BEGINNING,
+        Message("user", "Tell me a story."),
+        Message("assistant", heard),
+        Message("assistant", "", (ToolCall("c0", "hours", "{}"),)),
+        Message("tool", "noon", tool_call_id="c0"),
+        Message("user", "Go on."),
+    ]
+
+    assert reply_to(messages, SUNDAY) == story.removeprefix("Gladly. ")
+
+
+async def stream(
+    chat: ports.Chat, messages: Sequence[Message], tools: Sequence[Tool] = ()
+) -> list[tuple[float, str | ToolCall]]:
     began = trio.current_time()
-    async with chat.open_reply(messages) as words:
-        return [(trio.current_time() - began, word) async for word in words]
+    async with chat.open_reply(messages, tools) as parts:
+        return [(trio.current_time() - began, part) async for part in parts]
+
+
+async def say(
+    brain: ScriptedBrain, messages: Sequence[Message], *offered: str
+) -> tuple[str, list[ToolCall]]:
+    """Return the words of an answer and the calls after them."""
+
+    async def run(arguments: object) -> str:
+        pytest.fail("the brain runs no tool")
+
+    tools = [Tool(name, "", {"type": "object"}, run) for name in offered]
+    parts = [part for _, part in await stream(brain, messages, tools)]
+    words = [part for part in parts if isinstance(part, str)]
+    calls = [part for part in parts if isinstance(part, ToolCall)]
+    assert parts == [*words, *calls]
+    return "".join(words), calls
+
+
+async def test_the_call_is_hung_up_after_the_words_of_a_goodbye(autojump_clock: MockClock) -> None:
+    brain = ScriptedBrain(today=lambda: SUNDAY)
+    messages = [*BEGINNING, Message("user", "No, that's all. Bye!")]
+
+    words, (call,) = await say(brain, messages, "weather", "hang_up")
+    assert words == "Thank you for calling Trattoria Aurora. Goodbye!"
+    assert (call.name, call.arguments) == ("hang_up", "{}")
+
+    messages += [Message("assistant", words, (call,)), Message("tool", "", tool_call_id=call.id)]
+    assert await say(brain, messages, "hang_up") == ("", [])
+
+    messages.append(Message("user", "Bye!"))
+    assert (await say(brain, messages, "hang_up"))[1][0].id != call.id
+
+
+@pytest.mark.parametrize(
+    "said, offered",
+    [("Bye!", []), ("Bye!", ["weather"]), ("Thank you.", ["hang_up"]), ("What?", ["hang_up"])],
+)
+async def test_nothing_else_hangs_up(
+    said: str, offered: list[str], autojump_clock: MockClock
+) -> None:
+    messages = [*BEGINNING, Message("user", "Bye!"), Message("user", said)]
+
+    words, calls = await say(ScriptedBrain(today=lambda: SUNDAY), messages, *offered)
+
+    assert words
+    assert not calls
+
+
+async def test_a_greeting_hangs_up_nothing(autojump_clock: MockClock) -> None:
+    words, calls = await say(ScriptedBrain(today=lambda: SUNDAY), BEGINNING, "hang_up")
+
+    assert (words, calls) == (DEFAULT_GREETING, [])
 
 
 async def test_words_are_streamed_at_the_given_pace(autojump_clock: MockClock) -> None:
@@ -215,8 +297,8 @@ async def test_the_day_of_today_is_asked_for_at_each_reply(autojump_clock: MockC
     brain = ScriptedBrain(today=lambda: next(days))
     messages = [*BEGINNING, Message("user", "Tomorrow.")]
 
-    monday = "".join(word for _, word in await stream(brain, messages))
-    wednesday = "".join(word for _, word in await stream(brain, messages))
+    monday, _ = await say(brain, messages)
+    wednesday, _ = await say(brain, messages)
 
     assert monday.startswith("On Mondays we are closed.")
     assert wednesday.startswith("On Wednesday, November 25th")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -14,9 +15,8 @@ from trio.testing import wait_all_tasks_blocked
 from tests.servers import Exchange, cancel_at_every_step, open_fds, open_http_server
 from voicebot import ports, transport
 from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
-from voicebot.llm import Piece, open_chat, read_event
-from voicebot.ports import Message
-from voicebot.sse import Event
+from voicebot.llm import open_chat
+from voicebot.ports import Message, Tool, ToolCall
 
 STREAM = "text/event-stream"
 ASK = [Message("system", "Be brief."), Message("user", "Hello?")]
@@ -26,7 +26,7 @@ def connect(url: str, model: str = "openai/gpt-oss-20b", **options: Any) -> Any:
     return open_chat(base_url=url, api_key="secret", model=model, **options)
 
 
-async def ask(chat: ports.Chat) -> list[str]:
+async def ask(chat: ports.Chat) -> list[str | ToolCall]:
     async with chat.open_reply(ASK) as deltas:
         return [delta async for delta in deltas]
 
@@ -84,6 +84,34 @@ async def test_request_is_what_groq_wants() -> None:
         "reasoning_effort": "low",
         "include_reasoning": False,
     }
+
+
+async def test_tools_and_their_calls_are_sent_as_groq_wants_them() -> None:
+    async def run(arguments: object) -> str:
+        pytest.fail("the chat runs no tool")
+
+    schema = {"type": "object", "properties": {"day": {"type": "string"}}}
+    tool = Tool("hours", "Opening hours.", MappingProxyType(schema), run)
+    asked = [
+        *ASK,
+        Message("assistant", "", (ToolCall("call_7", "hours", '{"day": "Monday"}'),)),
+        Message("tool", "closed", tool_call_id="call_7"),
+    ]
+    with trio.fail_after(10):
+        async with open_http_server(streaming(*GOOD)) as server, connect(server.url) as chat:
+            async with chat.open_reply(asked, [tool]) as deltas:
+                assert [delta async for delta in deltas] == ["Hel", "lo."]
+    body = json.loads(server.exchanges[0].body)
+    function = {"name": "hours", "description": "Opening hours.", "parameters": schema}
+    assert body["tools"] == [{"type": "function", "function": function}]
+    called = {"name": "hours", "arguments": '{"day": "Monday"}'}
+    assert body["messages"][2:] == [
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "call_7", "type": "function", "function": called}],
+        },
+        {"role": "tool", "content": "closed", "tool_call_id": "call_7"},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -187,44 +215,53 @@ async def test_answer_cut_by_the_model_is_noted(
     assert record.__dict__["finish_reason"] == reason
 
 
-@pytest.mark.parametrize(
-    "fields, piece",
-    [
-        ({"choices": []}, Piece()),
-        ({}, Piece()),
-        ({"choices": [{}]}, Piece()),
-        ({"choices": [{"delta": None}]}, Piece()),
-        ({"choices": [{"delta": {"content": None}}]}, Piece()),
-        ({"choices": [{"delta": {"content": "Hi"}, "finish_reason": None}]}, Piece("Hi")),
-        ({"choices": [{"delta": {}, "finish_reason": "stop"}]}, Piece("", "stop")),
-        ({"choices": [{"delta": {"reasoning": "hm"}}]}, Piece()),
-        ({"choices": [{"delta": {"channel": "analysis", "content": "hm"}}]}, Piece()),
-        ({"choices": [{"delta": {"tool_calls": [{"index": 0}]}}]}, Piece()),
-        ({"choices": [{"delta": {"content": "Hi"}}], "x_groq": {"id": "r"}}, Piece("Hi")),
-        ({"choices": [{"delta": {"content": "Hi"}}], "x_groq": None}, Piece("Hi")),
-    ],
-)
-def test_only_content_is_spoken(fields: dict[str, Any], piece: Piece) -> None:
-    assert read_event(Event("", json.dumps(fields))) == piece
+def call(finish_reason: str | None = None, *pieces: Any) -> bytes:
+    delta = {"tool_calls": list(pieces)}
+    fields = {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+    return f"data: {json.dumps(fields)}\n\n".encode()
 
 
-@pytest.mark.parametrize(
-    "event, said",
-    [
-        (Event("", "{"), "unintelligible"),
-        (Event("", "[]"), "unintelligible"),
-        (Event("", "[" * 100_000), "unintelligible"),
-        (Event("", '{"choices":5}'), "unintelligible"),
-        (Event("", '{"choices":[{"delta":{"content":["a"]}}]}'), "unintelligible"),
-        (Event("", '{"error":{"message":"over capacity","code":"busy"}}'), "busy over capacity"),
-        (Event("", '{"error":"out of order"}'), "out of order"),
-        (Event("error", '{"message":"gone"}'), "gone"),
-        (Event("", '{"x_groq":{"error":"over capacity"},"choices":[]}'), "over capacity"),
-    ],
-)
-def test_event_that_is_no_text_is_an_error(event: Event, said: str) -> None:
-    with pytest.raises(ProviderError, match=said):
-        read_event(event)
+HOURS = {"index": 0, "id": "c0", "type": "function", "function": {"name": "hours"}}
+
+
+@pytest.mark.parametrize("end", [chunk(finish_reason="tool_calls"), DONE])
+async def test_call_comes_after_its_text_and_is_whole_at_the_end(
+    end: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = [{"index": 0, "function": {"arguments": piece}} for piece in ('{"day":', " 1}")]
+    events = [ROLE, chunk("One moment."), call(None, HOURS), *(call(None, a) for a in arguments)]
+    with trio.fail_after(10):
+        async with open_http_server(streaming(*events, end, hang=True)) as server:
+            async with connect(server.url) as chat:
+                assert await ask(chat) == ["One moment.", ToolCall("c0", "hours", '{"day": 1}')]
+    assert not caplog.records
+
+
+async def test_call_that_comes_with_finish_reason_is_kept() -> None:
+    with trio.fail_after(10):
+        async with open_http_server(streaming(call("tool_calls", HOURS))) as server:
+            async with connect(server.url) as chat:
+                assert await ask(chat) == [ToolCall("c0", "hours", "{}")]
+
+
+async def test_call_that_a_limit_cuts_off_is_noted_and_never_made(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    events = [call(None, HOURS), chunk(finish_reason="length")]
+    with trio.fail_after(10):
+        async with open_http_server(streaming(*events)) as server, connect(server.url) as chat:
+            assert await ask(chat) == []
+    assert [record.message for record in caplog.records] == ["llm_reply_cut"]
+
+
+@pytest.mark.parametrize("end", [True, False], ids=["ended", "lost"])
+async def test_call_of_a_stream_that_breaks_off_is_never_made(end: bool) -> None:
+    with trio.fail_after(10):
+        async with open_http_server(streaming(chunk("Hi"), call(None, HOURS), end=end)) as server:
+            async with connect(server.url) as chat, chat.open_reply(ASK) as deltas:
+                assert await anext(deltas) == "Hi"
+                with pytest.raises(ProviderError):
+                    await anext(deltas)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +270,8 @@ def test_event_that_is_no_text_is_an_error(event: Event, said: str) -> None:
         ([chunk("Hi"), b'data: {"error":{"message":"over capacity"}}\n\n'], "over capacity"),
         ([chunk("Hi"), b'event: error\ndata: {"error":{"message":"gone"}}\n\n'], "gone"),
         ([chunk("Hi"), b"data: {oops\n\n"], "unintelligible"),
+        ([chunk("Hi"), call(None, {"index": 0})], "without id or name"),
+        ([chunk("Hi"), call(None, 5)], "unintelligible"),
         ([chunk("Hi"), b"data: " + b"x" * 1_100_000], "oversized"),
         ([chunk("Hi")], "broke off"),
     ],

@@ -1,19 +1,17 @@
 """Answers by Groq, or by any server that speaks OpenAI's chat completions, streamed.
 
 AsyncGroq makes the request and names the errors; the event stream is read here, because its
-pydantic objects cost many times the reading of the line. Nothing but `delta.content` is ever
-spoken: reasoning is not.
+pydantic objects cost many times the reading of the line. What the lines mean is in
+`completions.py`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import groq
@@ -21,6 +19,15 @@ import httpx
 import trio
 
 from voicebot import ports, sse
+from voicebot.completions import (
+    PROVIDER,
+    REGULAR_ENDS,
+    Assembler,
+    describe,
+    encode_message,
+    encode_tool,
+    read_event,
+)
 from voicebot.errors import (
     ProviderError,
     ProviderRejected,
@@ -30,8 +37,6 @@ from voicebot.errors import (
 from voicebot.transport import open_client, reading
 
 log = logging.getLogger(__name__)
-
-PROVIDER: Final = "groq"
 
 # Reasoning counts, and takes some 200 at low effort; what remains is about 5 minutes of speech.
 MAX_COMPLETION_TOKENS: Final = 1_024
@@ -95,17 +100,14 @@ class GroqChat:
 
     @asynccontextmanager
     async def open_reply(
-        self, messages: Sequence[ports.Message]
-    ) -> AsyncGenerator[AsyncIterator[str]]:
+        self, messages: Sequence[ports.Message], tools: Sequence[ports.Tool] = ()
+    ) -> AsyncGenerator[AsyncIterator[str | ports.ToolCall]]:
         """Stream one answer; see `ports.Chat`."""
+        request = {**self._options, "messages": [encode_message(message) for message in messages]}
+        if tools:  # an empty list is refused
+            request["tools"] = [encode_tool(tool) for tool in tools]
         try:
-            answer = await self._create(
-                messages=[
-                    {"role": message.role, "content": message.content}  # type: ignore[misc]  # the SDK has a TypedDict per role
-                    for message in messages
-                ],
-                **self._options,
-            )
+            answer = await self._create(**request)
         except (groq.GroqError, httpx.HTTPError, ValueError) as exc:
             raise _failed(exc) from exc
         async with reading(answer.http_response) as chunks:
@@ -115,7 +117,7 @@ class GroqChat:
 
 
 class _Reply:
-    """The text deltas of one answer. Over at `finish_reason`, whatever the server does then.
+    """The parts of one answer. Over at `finish_reason`, whatever the server does then.
 
     A class and not a generator: one left half read needs no closing.
     """
@@ -125,27 +127,26 @@ class _Reply:
         self._content_type = content_type
         self._decoder = sse.Decoder()
         self._events: deque[sse.Event] = deque()
+        self._assembler = Assembler()
+        self._parts: deque[str | ports.ToolCall] = deque()
         self._finished = False
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> str:
-        while not self._finished:
+    async def __anext__(self) -> str | ports.ToolCall:
+        while not self._parts:
+            if self._finished:
+                raise StopAsyncIteration
             if not self._events:
                 await self._read()
                 continue
-            event = self._events.popleft()
-            if event.data == "[DONE]":
-                break
-            piece = read_event(event)
+            piece = read_event(self._events.popleft())
+            self._parts += self._assembler.feed(piece)
             self._finished = bool(piece.finish_reason)
-            if piece.finish_reason not in {"", "stop"}:  # length, content_filter, …
+            if piece.finish_reason not in {"", *REGULAR_ENDS}:  # length, content_filter, …
                 log.warning("llm_reply_cut", extra={"finish_reason": piece.finish_reason})
-            if piece.text:
-                return piece.text
-        self._finished = True
-        raise StopAsyncIteration
+        return self._parts.popleft()
 
     async def linger(self) -> None:
         """Read the few bytes after a finished answer, so that its connection can be kept."""
@@ -170,39 +171,6 @@ class _Reply:
             raise ProviderError(PROVIDER, "the answer broke off", retryable=True) from None
         except (httpx.HTTPError, RemoteProtocolError) as exc:
             raise _failed(exc) from exc
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one event adds to an answer; often nothing."""
-
-    text: str = ""
-    finish_reason: str = ""
-
-
-def read_event(event: sse.Event) -> Piece:
-    """Return what one event of a chat completion says.
-
-    Raises:
-        ProviderError: it says that the answer failed, or says nothing intelligible.
-    """
-    try:
-        fields = json.loads(event.data)
-        error = fields.get("error") or (fields.get("x_groq") or {}).get("error")
-        choices = fields.get("choices")
-        choice = choices[0] if choices else {}  # the chunk with `usage` has an empty list
-        delta = choice.get("delta") or {}
-        text = "" if delta.get("channel") == "analysis" else delta.get("content") or ""
-        finish_reason = choice.get("finish_reason") or ""
-        if not isinstance(text, str):
-            raise TypeError("content is no text")
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as exc:
-        raise ProviderError(PROVIDER, f"unintelligible chunk: {exc!r:.120}") from exc
-    if error or event.name == "error":
-        raise ProviderError(
-            PROVIDER, f"failed in mid-answer: {_describe(error or fields)[1]}", retryable=True
-        )
-    return Piece(text, str(finish_reason))
 
 
 def _reasoning_options(model: str) -> dict[str, Any]:
@@ -234,7 +202,7 @@ def _failed(exc: Exception) -> ProviderError:
 def _refused(exc: groq.APIStatusError) -> ProviderRejected:
     body = exc.body
     error = body.get("error", body) if isinstance(body, dict) else body
-    code, said = _describe(error)
+    code, said = describe(error)
     parts = [f"refused with {exc.status_code}", said, _ADVICE.get(exc.status_code, "")]
     wait = exc.response.headers.get("retry-after")
     if wait:
@@ -247,17 +215,6 @@ def _refused(exc: groq.APIStatusError) -> ProviderRejected:
         # 498: the flex tier is full for now.
         retryable=exc.status_code in {408, 409, 429, 498} or exc.status_code >= 500,
     )
-
-
-def _describe(error: object) -> tuple[str | None, str]:
-    """Return code and one line of an error object of any shape."""
-    if isinstance(error, dict):
-        code = error.get("code") or error.get("type")
-        # `failed_generation` holds what the model said, so only these two are repeated.
-        said = f"{code or ''} {error.get('message') or ''}"
-        return (str(code) if code else None), " ".join(said.split())[:300]
-    # A proxy in between may answer with a page of HTML.
-    return None, " ".join(str(error or "").split())[:300]
 
 
 def _cause(exc: Exception) -> str:

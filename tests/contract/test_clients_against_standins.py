@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ from voicebot.standins import (
     groq_rules,
     open_standins,
 )
-from voicebot.standins.groq import Reply
+from voicebot.standins.groq import Reply, ToolCall
 from voicebot.standins.voice import speak
 from voicebot.stt import open_transcriber
 from voicebot.tts import open_synthesizer
@@ -232,7 +232,7 @@ async def test_answer_comes_without_reasoning_over_one_connection(model: str) ->
         async with chat(standins, model) as port:
             for turn, text in enumerate(["It is noon.", "No more."]):
                 async with port.open_reply(ASK * (turn + 1)) as deltas:
-                    assert "".join([delta async for delta in deltas]) == text
+                    assert "".join([str(delta) async for delta in deltas]) == text
             assert standins.groq.server.connections_open == 1
 
 
@@ -251,6 +251,99 @@ async def test_answer_that_fails_in_the_middle_is_an_error(conduct: ChatConduct,
             with pytest.raises(ProviderError, match=said) as caught:
                 await anext(deltas)
             assert caught.value.retryable
+
+
+async def no_run(arguments: object) -> str:
+    pytest.fail("the chat runs no tool")
+
+
+HOURS = ports.Tool("hours", "Opening hours.", {"type": "object", "properties": {"day": {}}}, no_run)
+NOW = ports.Tool("now", "", {"type": "object"}, no_run)
+
+
+async def ask(
+    port: ports.Chat, messages: Sequence[Message], tools: Sequence[ports.Tool] = (HOURS, NOW)
+) -> list[str | ports.ToolCall]:
+    async with port.open_reply(messages, tools) as parts:
+        return [part async for part in parts]
+
+
+@pytest.mark.parametrize("size", [None, 1, 5])
+@pytest.mark.parametrize("text", ["", "One moment."])
+async def test_tools_are_called_and_their_results_answered(size: int | None, text: str) -> None:
+    called = ToolCall("hours", '{"day": "Tuesday"}'), ToolCall("now"), ToolCall("now", "")
+    async with running() as standins:
+        standins.groq.replies = [Reply(text, called), "From noon."]
+        standins.groq.conducts.rule = ChatConduct(argument_chars=size)
+        async with chat(standins) as port:
+            *words, first, second, third = await ask(port, ASK)
+            calls = (
+                ports.ToolCall("call_1_0", "hours", '{"day": "Tuesday"}'),
+                ports.ToolCall("call_1_1", "now", "{}"),
+                ports.ToolCall("call_1_2", "now", "{}"),
+            )
+            assert (first, second, third) == calls
+            assert "".join(map(str, words)) == text
+            results = [Message("tool", "noon", tool_call_id=call.id) for call in calls]
+            rest = await ask(port, [*ASK, Message("assistant", text, calls), *results])
+            assert rest == ["From", " noon."]
+            assert standins.groq.server.connections_open == 1
+
+
+async def test_arguments_that_are_no_json_come_through_and_the_conversation_goes_on() -> None:
+    async with running() as standins:
+        standins.groq.replies = [Reply(tool_calls=(ToolCall("hours", '{"day": '),)), "Sorry."]
+        async with chat(standins) as port:
+            call = ports.ToolCall("call_1_0", "hours", '{"day": ')
+            assert await ask(port, ASK) == [call]
+            told = Message("tool", "the arguments are no JSON", tool_call_id="call_1_0")
+            assert await ask(port, [*ASK, Message("assistant", "", (call,)), told]) == ["Sorry."]
+
+
+async def test_call_left_without_an_answer_is_refused() -> None:
+    call = ports.ToolCall("call_1_0", "now", "{}")
+    async with running() as standins, chat(standins) as port:
+        with pytest.raises(ProviderRejected, match="'call_1_0' before it has no answer"):
+            await ask(port, [*ASK, Message("assistant", "", (call,)), *ASK])
+
+
+async def test_tools_are_only_called_where_they_are_offered() -> None:
+    async with running() as standins:
+        standins.groq.replies = [Reply(tool_calls=(ToolCall("now"),))]
+        async with chat(standins) as port:
+            with pytest.raises(ProviderRejected) as caught:
+                await ask(port, ASK, ())
+            assert caught.value.code == "tool_use_failed"
+            assert await ask(port, ASK, (NOW,)) == [ports.ToolCall("call_2_0", "now", "{}")]
+
+
+@pytest.mark.parametrize(
+    "conduct",
+    [ChatConduct(argument_chars=1, drop_after_tokens=5), ChatConduct(error_after_tokens=4)],
+    ids=["dropped within the second call", "failed after the second call"],
+)
+async def test_only_calls_that_are_whole_survive_a_failure(conduct: ChatConduct) -> None:
+    async with running() as standins:
+        standins.groq.replies = [Reply("One moment.", (ToolCall("now", ""), ToolCall("hours")))]
+        standins.groq.conducts.once(conduct)
+        async with chat(standins) as port, port.open_reply(ASK, [HOURS, NOW]) as parts:
+            assert [await anext(parts), await anext(parts)] == ["One", " moment."]
+            assert await anext(parts) == ports.ToolCall("call_1_0", "now", "{}")
+            with pytest.raises(ProviderError):
+                await anext(parts)
+
+
+async def test_answer_stalled_within_a_call_is_cancelled_over_there() -> None:
+    async with running() as standins:
+        standins.groq.replies = [Reply(tool_calls=(ToolCall("now"),))]
+        standins.groq.conducts.once(ChatConduct(argument_chars=1, stall_after_tokens=2))
+        async with chat(standins) as port:
+            with trio.move_on_after(0.2) as patience:
+                await ask(port, ASK)
+            assert patience.cancelled_caught
+            await standins.wait_closed()
+        (asked,) = standins.groq.chats
+        assert (asked.tokens_sent, asked.exchange.outcome) == (2, "cancelled")
 
 
 async def test_stalled_answer_is_cancelled_over_there() -> None:

@@ -161,36 +161,210 @@ async def test_replies_follow_the_turns_of_each_conversation() -> None:
     assert texts == ["two", "one", "one"]
 
 
-async def test_tool_calls_come_in_pieces_that_add_up() -> None:
-    def script(messages: Sequence[dict[str, Any]]) -> Reply | str:
-        if messages[-1]["role"] == "tool":
-            return f"It is {messages[-1]['content']}."
-        return Reply(tool_calls=(ToolCall("hours", '{"day": "Tuesday"}'), ToolCall("now", "{}")))
+def function(name: str, **more: Any) -> Any:
+    return {"type": "function", "function": {"name": name, **more}}
 
+
+TOOLS: Final = [function("hours", parameters={"type": "object"}), function("now")]
+HOURS: Final = '{"day": "Tuesday"}'
+CALLING: Final = Reply("One moment.", (ToolCall("hours", HOURS), ToolCall("now"), ToolCall("now")))
+
+
+async def test_tool_calls_come_whole_after_the_text() -> None:
+    body = BODY | {"stream": True, "tools": TOOLS}
     with trio.fail_after(5):
-        async with open_groq(replies=script) as groq, open_sdk(groq) as client:
-            stream = await client.chat.completions.create(
-                model=MODEL, messages=MESSAGES, stream=True
-            )
-            names, arguments, reasons = {}, {0: "", 1: ""}, []
-            async with stream:
-                async for chunk in stream:
-                    reasons.append(chunk.choices[0].finish_reason)
-                    for call in chunk.choices[0].delta.tool_calls or ():
-                        assert call.function is not None
-                        if call.id is not None:
-                            names[call.index] = (call.id, call.function.name)
-                        arguments[call.index] += call.function.arguments or ""
-            tool = {"role": "tool", "tool_call_id": "call_0", "content": "open"}
-            called: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [{}]}
-            async with open_http(groq) as http:
-                body = BODY | {"messages": [*MESSAGES, called, tool]}
-                second = (await http.post(PATH, json=body)).json()
+        async with open_groq(replies=[CALLING]) as groq, open_http(groq) as client:
+            response = await client.post(PATH, json=body)
 
-    assert names == {0: ("call_0", "hours"), 1: ("call_1", "now")}
-    assert arguments == {0: '{"day": "Tuesday"}', 1: "{}"}
-    assert reasons[-1] == "tool_calls"
-    assert second["choices"][0]["message"]["content"] == "It is open."
+    events = [json.loads(event[len("data: ") :]) for event in response.text.split("\n\n")[:-2]]
+    choices = [event["choices"][0] for event in events]
+    assert [choice["delta"] for choice in choices] == [
+        {"role": "assistant", "content": ""},
+        {"content": "One"},
+        {"content": " moment."},
+        {"tool_calls": [{"index": 0, "id": "call_1_0", **function("hours", arguments=HOURS)}]},
+        {"tool_calls": [{"index": 1, "id": "call_1_1", **function("now", arguments="{}")}]},
+        {"tool_calls": [{"index": 2, "id": "call_1_2", **function("now", arguments="{}")}]},
+        {},
+    ]
+    assert [choice["finish_reason"] for choice in choices] == [None] * 6 + ["tool_calls"]
+    assert groq.chats[0].tokens_sent == 5
+
+
+@pytest.mark.parametrize("size", [None, 1, 8])
+async def test_tool_calls_come_whole_or_in_pieces_that_add_up(size: int | None) -> None:
+    conduct = ChatConduct(argument_chars=size)
+    with trio.fail_after(5):
+        async with (
+            open_groq(replies=[CALLING], chat=conduct) as groq,
+            open_sdk(groq) as client,
+        ):
+            stream = await client.chat.completions.create(
+                model=MODEL, messages=MESSAGES, tools=TOOLS, stream=True
+            )
+            async with stream:
+                choices = [chunk.choices[0] async for chunk in stream]
+
+    pieces = [call for choice in choices for call in choice.delta.tool_calls or ()]
+    texts = [(call.index, call.function.arguments or "") for call in pieces if call.function]
+    names = [(call.id, call.function.name) for call in pieces if call.id and call.function]
+    assert names == [("call_1_0", "hours"), ("call_1_1", "now"), ("call_1_2", "now")]
+    assert ["".join(text for n, text in texts if n == index) for index in range(3)] == [
+        HOURS,
+        "{}",
+        "{}",
+    ]
+    longest = max(len(text) for _, text in texts)
+    assert longest == (size or len(HOURS))
+    assert choices[-1].finish_reason == "tool_calls"
+
+
+async def test_a_whole_answer_has_its_tool_calls() -> None:
+    with trio.fail_after(5):
+        async with (
+            open_groq(replies=[Reply(tool_calls=(ToolCall("hours", "{oops"),))]) as groq,
+            open_sdk(groq) as client,
+        ):
+            answer = await client.chat.completions.create(
+                model=MODEL, messages=MESSAGES, tools=TOOLS
+            )
+
+    (choice,) = answer.choices
+    assert choice.message.tool_calls is not None
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert (call.id, call.function.name, call.function.arguments) == ("call_1_0", "hours", "{oops")
+
+
+def called(*idents: str, arguments: str = "{}", **more: Any) -> dict[str, Any]:
+    calls = [{"id": ident, **function("now", arguments=arguments)} for ident in idents]
+    return {"role": "assistant", "tool_calls": calls, **more}
+
+
+def result(ident: str, content: str = "noon") -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": ident, "content": content}
+
+
+USER: Final = {"role": "user", "content": "x"}
+
+
+async def test_replies_follow_the_results_of_tools_too() -> None:
+    conversation = [USER, called("c0"), result("c0"), {"role": "assistant", "content": "y"}, USER]
+    replies: list[str | Reply] = [Reply(tool_calls=(ToolCall("now"),)), "It is noon.", "Bye."]
+    with trio.fail_after(5):
+        async with open_groq(replies=replies) as groq, open_http(groq) as client:
+            answers = []
+            for length in (1, 3, 5):
+                body = BODY | {"messages": conversation[:length], "tools": TOOLS}
+                answers.append((await client.post(PATH, json=body)).json())
+
+    messages = [answer["choices"][0]["message"] for answer in answers]
+    assert [message["content"] for message in messages] == [None, *replies[1:]]
+
+
+@pytest.mark.parametrize("offered", [{}, {"tools": TOOLS, "tool_choice": "none"}])
+async def test_a_model_that_was_offered_no_tool_cannot_call_one(offered: dict[str, Any]) -> None:
+    with trio.fail_after(5):
+        async with open_groq(replies=[CALLING]) as groq, open_http(groq) as client:
+            response = await client.post(PATH, json=BODY | offered)
+
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "tool_use_failed"
+    assert not groq.chats
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [called("c0"), result("c0")],
+        [called("c0", content=None), result("c0", "")],
+        [called("c0", "c1", content="One moment."), result("c1"), result("c0")],
+        [called("c0"), result("c0"), called("c0"), result("c0"), USER],
+    ],
+)
+async def test_tool_calls_that_are_answered_are_taken(more: list[dict[str, Any]]) -> None:
+    with trio.fail_after(5):
+        async with open_groq() as groq, open_http(groq) as client:
+            response = await client.post(PATH, json=BODY | {"messages": [USER, *more]})
+
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ([called("c0")], "'c0' has no answer"),
+        ([called("c0"), USER], "'messages.2' : the tool call 'c0' before it has no answer"),
+        ([called("c0"), USER, result("c0")], "'messages.2' : the tool call 'c0'"),
+        ([called("c0", "c1"), result("c0")], "'c1' has no answer"),
+        ([called("c0", "c1"), result("c0"), called("c2"), result("c2")], "'c1' before it"),
+        ([called("c0"), result("c0"), result("c0")], "'messages.3' : 'tool_call_id' is none"),
+        ([called("c0"), result("c1")], "'messages.2' : 'tool_call_id' is none"),
+        ([result("c0")], "'messages.1' : 'tool_call_id' is none"),
+        ([{"role": "tool", "content": "noon"}], "'tool_call_id' is none"),
+        ([called("c0"), result("c0") | {"content": None}], "'content' is missing"),
+        ([called("c0", "c0"), result("c0")], "ids must differ"),
+        ([called(content="x")], "minimum number of items is 1"),
+        ([called("")], "a call is an id"),
+        ([{"role": "assistant", "tool_calls": [{}]}], "a call is an id"),
+        ([{"role": "assistant", "tool_calls": [{"id": "c0", **function("now")}]}], "a call is an"),
+        ([{"role": "assistant", "tool_calls": {"id": "c0"}}], "minimum number of items is 1"),
+        ([called("c0", arguments=""), result("c0")], "must be a JSON object"),
+        ([called("c0", arguments='{"a'), result("c0")], "must be a JSON object"),
+        ([called("c0", arguments="[]"), result("c0")], "must be a JSON object"),
+        ([called("c0", role="user", content="x"), result("c0")], "'tool_calls' is unsupported"),
+        ([USER | {"tool_call_id": "c0"}], "'tool_call_id' is unsupported"),
+    ],
+)
+async def test_a_conversation_with_loose_ends_is_refused(
+    more: list[dict[str, Any]], said: str
+) -> None:
+    with trio.fail_after(5):
+        async with open_groq() as groq, open_http(groq) as client:
+            response = await client.post(PATH, json=BODY | {"messages": [USER, *more]})
+
+    assert response.status_code == 400
+    assert said in response.json()["error"]["message"]
+
+
+SCHEMA: Final = {"type": "object", "properties": {"day": {"type": "string"}}, "required": ["day"]}
+
+
+@pytest.mark.parametrize(
+    "tools, said",
+    [
+        ([function("a-b_C9", description="d", parameters=SCHEMA, strict=True)], None),
+        ([], "minimum number of items is 1"),
+        ({}, "minimum number of items is 1"),
+        ([{}], "0 : a tool is"),
+        (["now"], "0 : a tool is"),
+        ([TOOLS[0], TOOLS[1] | {"type": "web"}], "1 : a tool is"),
+        ([{"type": "function", "name": "now"}], "0 : a tool is"),
+        ([TOOLS[0] | {"name": "now"}], "'name' is unsupported"),
+        ([function("now", schema={})], "'schema' is unsupported"),
+        ([function("")], "a name has"),
+        ([function("right now")], "a name has"),
+        ([function("x" * 65)], "a name has"),
+        ([function("now", description=None)], "'description' must be text"),
+        ([function("now", parameters=None)], "'parameters' : must be the schema of an object"),
+        ([function("now", parameters={})], "must be the schema of an object"),
+        ([function("now", parameters={"type": "string"})], "must be the schema of an object"),
+        ([function("now", parameters=SCHEMA | {"properties": {"day": "string"}})], "'properties'"),
+        ([function("now", parameters=SCHEMA | {"properties": ["day"]})], "'properties'"),
+        ([function("now", parameters=SCHEMA | {"required": ["hour"]})], "'required'"),
+        ([function("now", parameters=SCHEMA | {"required": True})], "'required'"),
+        ([TOOLS[0], TOOLS[0]], "names must differ"),
+        ([function(f"f{n}") for n in range(128)], None),
+        ([function(f"f{n}") for n in range(129)], "maximum number of items is 128"),
+    ],
+)
+async def test_tools_must_be_functions_with_a_schema(tools: Any, said: str | None) -> None:
+    with trio.fail_after(5):
+        async with open_groq() as groq, open_http(groq) as client:
+            response = await client.post(PATH, json=BODY | {"tools": tools})
+
+    assert response.status_code == (400 if said else 200)
+    assert (said or "") in response.text
 
 
 @pytest.mark.parametrize(
@@ -203,7 +377,6 @@ async def test_tool_calls_come_in_pieces_that_add_up() -> None:
         ({"messages": [{"role": "user"}]}, 400, None),
         ({"n": 2}, 400, None),
         ({"logprobs": True}, 400, None),
-        ({"tools": [{}] * 129}, 400, None),
         ({"reasoning_format": "hidden"}, 400, None),
     ],
 )

@@ -11,8 +11,9 @@ reply that was cut short, or a caller's turn that was rewritten, needs no specia
 from __future__ import annotations
 
 import datetime
+import itertools
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -23,6 +24,8 @@ from voicebot import ports
 from voicebot.brain import booking
 from voicebot.brain.booking import Booking, Slot
 from voicebot.brain.intents import MONTH, Intent, classify, words_of
+
+HANG_UP: Final = "hang_up"  # the tool that ends the call
 
 HOURS: Final = "We are open Tuesday to Sunday, from noon to ten in the evening."
 CLOSED: Final = "On Mondays we are closed."
@@ -230,9 +233,15 @@ def reply_to(messages: Sequence[ports.Message], today: datetime.date) -> str:
     for message in messages[-_REMEMBERED:]:
         if message.role == "user":
             conversation = conversation.hear(message.content)
-        elif message.role == "assistant":
+        elif message.role == "assistant" and not (message.tool_calls and not message.content):
             conversation = replace(conversation, heard=message.content)
     return conversation.reply
+
+
+def says_goodbye(messages: Sequence[ports.Message]) -> bool:
+    """Return whether the caller's last words end the call."""
+    said = [message.content for message in messages if message.role == "user"]
+    return bool(said) and classify(said[-1]) is Intent.GOODBYE
 
 
 class ScriptedBrain:
@@ -252,27 +261,39 @@ class ScriptedBrain:
         self._interval_s = 1.0 / words_per_second
         self._first_delay_s = first_delay_s
         self._today = today
+        self._calls = itertools.count(1)
 
     @asynccontextmanager
     async def open_reply(
-        self, messages: Sequence[ports.Message]
-    ) -> AsyncGenerator[AsyncIterator[str]]:
-        """Stream the answer to the last thing the caller said."""
-        yield _Words(reply_to(messages, self._today()), self._first_delay_s, self._interval_s)
+        self, messages: Sequence[ports.Message], tools: Sequence[ports.Tool] = ()
+    ) -> AsyncGenerator[AsyncIterator[str | ports.ToolCall]]:
+        """Stream the answer to the last thing the caller said.
+
+        A goodbye is followed by a call of `hang_up` where that is offered, and by nothing
+        once it was made: no other tool is ever called.
+        """
+        parts: list[str | ports.ToolCall] = []
+        if not (messages and messages[-1].role == "tool"):
+            parts += re.findall(r"\S+\s*", reply_to(messages, self._today()))
+            if says_goodbye(messages) and any(tool.name == HANG_UP for tool in tools):
+                parts.append(ports.ToolCall(f"call_{next(self._calls)}", HANG_UP, "{}"))
+        yield _Parts(parts, self._first_delay_s, self._interval_s)
 
 
-class _Words(AsyncIterator[str]):
-    """The words of an answer, each with the space behind it."""
+class _Parts(AsyncIterator[str | ports.ToolCall]):
+    """The words of an answer, each with the space behind it, and what is done after them."""
 
-    def __init__(self, reply: str, first_delay_s: float, interval_s: float) -> None:
-        self._rest: Iterator[str] = iter(re.findall(r"\S+\s*", reply))
+    def __init__(
+        self, parts: Sequence[str | ports.ToolCall], first_delay_s: float, interval_s: float
+    ) -> None:
+        self._rest = iter(parts)
         self._delay_s = first_delay_s
         self._interval_s = interval_s
 
-    async def __anext__(self) -> str:
+    async def __anext__(self) -> str | ports.ToolCall:
         await trio.sleep(self._delay_s)
         self._delay_s = self._interval_s
-        word = next(self._rest, None)
-        if word is None:
+        part = next(self._rest, None)
+        if part is None:
             raise StopAsyncIteration
-        return word
+        return part

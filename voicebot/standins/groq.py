@@ -3,6 +3,7 @@
     async with open_groq(replies=["Yes.", "No."]) as groq:
         groq.url                                         # http://127.0.0.1:…
         groq.conducts.once(ChatConduct(stall_after_tokens=3))
+        groq.replies = [Reply("One moment.", (ToolCall("hours", '{"day": 1}'),)), "From noon."]
 
 No model: answers come from a script, cut into one token a word. Not served: audio endpoints,
 the list of models.
@@ -24,6 +25,7 @@ from voicebot.standins.groq_rules import (
     INTERNAL,
     INVALID_KEY,
     NOT_FOUND,
+    UNASKED_CALL,
     ApiError,
     check_body,
     refuse,
@@ -42,7 +44,6 @@ from voicebot.standins.script import Conduct, Conducts, Rule, nth
 QUOTED_WORDS: Final = 8  # of the caller's last message in the default answer
 CREATED: Final = 1_767_225_600  # 2026-01-01: constant, so that no run differs from another
 FINGERPRINT: Final = "fp_standin"
-ARGUMENT_CHARS: Final = 8  # of a tool call's arguments in one piece
 
 REASONING: Final = "The caller wants a short answer."  # gpt-oss sends some unless told not to
 
@@ -51,15 +52,15 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A function the model wants called; `arguments` is JSON as text."""
+    """A function the model wants called; `arguments` is JSON as text, or wrong JSON."""
 
     name: str
-    arguments: str
+    arguments: str = "{}"
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model says. `reasoning` is sent unless the request declines it."""
+    """What the model says, then calls. `reasoning` is sent unless the request declines it."""
 
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -67,20 +68,21 @@ class Reply:
     finish_reason: str | None = None  # None: tool_calls or stop, as it should be
 
 
-#: The n-th reply answers the n-th message of the user in each conversation; or a function of
-#: the messages as sent.
+#: The n-th reply answers the n-th message of the user, or results of tools, in each conversation;
+#: or a function of the messages as sent.
 Replies = Sequence[str | Reply] | Callable[[Sequence[Json]], str | Reply]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatConduct(Conduct):
-    """How one request is treated. A token is a word with the space before it.
+    """How one request is treated. A token is a word with the space before it, or a tool call.
 
     `delay_s` is the time to the first token. Only streamed answers can break after some
     tokens.
     """
 
     refusal: ApiError | None = None
+    argument_chars: int | None = None  # of a tool call in one token, its name before; None: whole
     token_gap_s: float = 0.0
     stall_after_tokens: int | None = None  # then nothing more comes
     drop_after_tokens: int | None = None  # then the connection ends without an end of the body
@@ -136,6 +138,9 @@ class Groq:
             await refuse(answer, error)
             return
         reply = self._reply(body["messages"])
+        if reply.tool_calls and (not body.get("tools") or body.get("tool_choice") == "none"):
+            await refuse(answer, UNASKED_CALL)
+            return
         chat = Chat(exchange, body, reply, re.findall(r"\s*\S+", reply.text))
         self.chats.append(chat)
         if body.get("stream"):
@@ -148,7 +153,9 @@ class Groq:
         if callable(self.replies):
             reply = self.replies(messages)
         else:
-            turns = sum(message["role"] == "user" for message in messages)
+            turns = sum(
+                message["role"] == "user" or bool(message.get("tool_calls")) for message in messages
+            )
             reply = nth(self.replies, max(0, turns - 1))
         return Reply(reply) if isinstance(reply, str) else reply
 
@@ -168,6 +175,7 @@ class _Completion:
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
         number = chat.exchange.number
+        self._number = number
         self._id = f"chatcmpl-{number:08d}"
         self._request = {"id": f"req_{number:026d}"}
         self._model: str = chat.body["model"]
@@ -188,7 +196,7 @@ class _Completion:
             message["reasoning"] = self._reasoning
         if reply.tool_calls:
             message["tool_calls"] = [
-                _tool_call(n, call, call.arguments) for n, call in enumerate(reply.tool_calls)
+                self._call(n, call, call.arguments) for n, call in enumerate(reply.tool_calls)
             ]
         return {
             "id": self._id,
@@ -217,17 +225,17 @@ class _Completion:
         if self._reasoning:
             thought = {"reasoning": self._reasoning, "channel": "analysis"}
             await _event(answer, self._chunk(thought))
-        for n, token in enumerate(self._chat.tokens):
+        deltas: list[Json] = [{"content": token} for token in self._chat.tokens]
+        deltas += self._calls(conduct.argument_chars)
+        for n, delta in enumerate(deltas):
             if await self._break(n, answer, conduct):
                 return
             if n:
                 await trio.sleep(conduct.token_gap_s)
-            await _event(answer, self._chunk({"content": token}))
-            self._chat.tokens_sent += 1
-        if await self._break(len(self._chat.tokens), answer, conduct):
-            return
-        for delta in self._tool_deltas():
             await _event(answer, self._chunk(delta))
+            self._chat.tokens_sent += 1
+        if await self._break(len(deltas), answer, conduct):
+            return
         final = self._chunk({}, self._finish_reason)
         await _event(answer, {**final, "x_groq": {**self._request, "usage": self._usage()}})
         if (self._chat.body.get("stream_options") or {}).get("include_usage"):
@@ -246,15 +254,19 @@ class _Completion:
             await answer.end()
         return sent == conduct.error_after_tokens
 
-    def _tool_deltas(self) -> list[Json]:
-        """Return the tool calls in pieces: id and name first, then the arguments."""
-        deltas: list[Json] = []
+    def _calls(self, size: int | None) -> list[Json]:
+        """Return the tool calls, each whole or in pieces: id and name, then the arguments."""
+        pieces: list[Json] = []
         for n, call in enumerate(self._chat.reply.tool_calls):
-            deltas.append({"tool_calls": [{"index": n, **_tool_call(n, call, "")}]})
-            for at in range(0, len(call.arguments), ARGUMENT_CHARS):
-                piece = call.arguments[at : at + ARGUMENT_CHARS]
-                deltas.append({"tool_calls": [{"index": n, "function": {"arguments": piece}}]})
-        return deltas
+            first, *rest = [call.arguments] if size is None else ["", *_cut(call.arguments, size)]
+            pieces.append({"index": n, **self._call(n, call, first)})
+            pieces += [{"index": n, "function": {"arguments": text}} for text in rest]
+        return [{"tool_calls": [piece]} for piece in pieces]
+
+    def _call(self, n: int, call: ToolCall, arguments: str) -> Json:
+        """Return a tool call. No other of any conversation has its id."""
+        function = {"name": call.name, "arguments": arguments}
+        return {"id": f"call_{self._number}_{n}", "type": "function", "function": function}
 
     def _chunk(self, delta: Json, finish_reason: str | None = None) -> Json:
         return {
@@ -275,7 +287,7 @@ class _Completion:
 
     def _usage(self) -> Json:
         # Four characters a token is the usual rule of thumb for English.
-        prompt = sum(len(str(message.get("content"))) for message in self._chat.messages) // 4
+        prompt = sum(len(str(message.get("content") or "")) for message in self._chat.messages) // 4
         completion = len(self._chat.tokens)
         return {
             "queue_time": 0.0,
@@ -288,9 +300,8 @@ class _Completion:
         }
 
 
-def _tool_call(n: int, call: ToolCall, arguments: str) -> Json:
-    function = {"name": call.name, "arguments": arguments}
-    return {"id": f"call_{n}", "type": "function", "function": function}
+def _cut(text: str, size: int) -> list[str]:
+    return [text[at : at + size] for at in range(0, len(text), size)]
 
 
 async def _event(answer: Answer, value: Json, name: str = "") -> None:

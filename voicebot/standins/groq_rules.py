@@ -1,12 +1,14 @@
 """What the Groq stand-in checks, and how it refuses.
 
 Strict on purpose: a property the vendor does not document is refused, and so is a model that
-is gone.
+is gone, a tool call left unanswered, and arguments in the conversation that are no JSON object,
+for which servers of the same protocol refuse it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +20,9 @@ GONE: Final = frozenset(
 )
 ROLES: Final = frozenset(("system", "developer", "user", "assistant", "tool"))
 MAX_TOOLS: Final = 128
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FUNCTION_PROPERTIES: Final = frozenset(("description", "parameters", "strict"))
 
 _PROPERTIES: Final = frozenset(
     (
@@ -71,6 +76,12 @@ RATE_LIMITED: Final = ApiError(
     "tokens",
     "rate_limit_exceeded",
 )
+UNASKED_CALL: Final = ApiError(
+    400,
+    "Tool choice is none, but model called a tool",
+    "invalid_request_error",
+    "tool_use_failed",
+)
 INTERNAL: Final = ApiError(500, "Internal Server Error", "internal_server_error")
 UNAVAILABLE: Final = ApiError(503, "Service Unavailable", "internal_server_error")
 
@@ -112,7 +123,7 @@ def check_body(exchange: Exchange) -> tuple[dict[str, Any], ApiError | None]:
 
 
 def _problem(body: dict[str, Any]) -> ApiError | None:
-    model, messages = body.get("model"), body.get("messages")
+    model = body.get("model")
     if unknown := sorted(set(body) - _PROPERTIES):
         return invalid_request(f"property '{unknown[0]}' is unsupported")
     if model in GONE:
@@ -121,19 +132,109 @@ def _problem(body: dict[str, Any]) -> ApiError | None:
     if model not in MODELS:
         message = f"The model `{model}` does not exist or you do not have access to it."
         return invalid_request(message, "model_not_found", 404)
-    if not isinstance(messages, list) or not messages:
-        return invalid_request("'messages' : minimum number of items is 1")
-    for n, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            return invalid_request(f"'messages.{n}' : 'role' is missing or unknown")
-        if not isinstance(message.get("content"), str | list) and not message.get("tool_calls"):
-            return invalid_request(f"'messages.{n}' : property 'content' is missing")
+    if wrong := _wrong_in_messages(body.get("messages")):
+        return invalid_request(wrong)
+    if "tools" in body and (wrong := _wrong_in_tools(body["tools"])):
+        return invalid_request(f"'tools' : {wrong}")
     if body.get("n", 1) != 1:
         return invalid_request("'n' : number must be at most 1")
-    if len(body.get("tools") or ()) > MAX_TOOLS:
-        return invalid_request(f"'tools' : maximum number of items is {MAX_TOOLS}")
     if "include_reasoning" in body and "reasoning_format" in body:
         return invalid_request("include_reasoning and reasoning_format are mutually exclusive")
     if body.get("reasoning_format") == "raw" and body.get("tools"):
         return invalid_request("reasoning_format `raw` cannot be used with tools")
     return None
+
+
+def _wrong_in_messages(messages: object) -> str:
+    """Return what is wrong with the conversation; "" if nothing is."""
+    if not isinstance(messages, list) or not messages:
+        return "'messages' : minimum number of items is 1"
+    unanswered: list[str] = []  # calls of the last message but for tools
+    for n, message in enumerate(messages):
+        at = f"'messages.{n}'"
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            return f"{at} : 'role' is missing or unknown"
+        role, calls = message["role"], message.get("tool_calls")
+        if not isinstance(message.get("content"), str | list) and not calls:
+            return f"{at} : property 'content' is missing"
+        if role != "assistant" and "tool_calls" in message:
+            return f"{at} : for 'role:{role}' property 'tool_calls' is unsupported"
+        if role != "tool" and "tool_call_id" in message:
+            return f"{at} : for 'role:{role}' property 'tool_call_id' is unsupported"
+        if role == "tool":
+            if message.get("tool_call_id") not in unanswered:
+                return f"{at} : 'tool_call_id' is none of the tool calls directly before it"
+            unanswered.remove(message["tool_call_id"])
+        elif unanswered:
+            return f"{at} : the tool call '{unanswered[0]}' before it has no answer"
+        if "tool_calls" in message:
+            if wrong := _wrong_in_calls(calls):
+                return f"{at} : 'tool_calls' : {wrong}"
+            unanswered = [call["id"] for call in calls or ()]
+    return f"'messages' : the tool call '{unanswered[0]}' has no answer" if unanswered else ""
+
+
+def _wrong_in_calls(calls: object) -> str:
+    if not isinstance(calls, list) or not calls:
+        return "minimum number of items is 1"
+    for call in calls:
+        match call:
+            case {
+                "id": str(ident),
+                "type": "function",
+                "function": {"name": str(name), "arguments": str(arguments)},
+            } if ident and _NAME.fullmatch(name):
+                if not _is_object(arguments):
+                    return f"arguments of '{ident}' must be a JSON object as text"
+            case _:
+                return "a call is an id, the type 'function', and a function with its arguments"
+    if len({call["id"] for call in calls}) < len(calls):
+        return "ids must differ"
+    return ""
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _wrong_in_tools(tools: object) -> str:
+    """Return what is wrong with the functions offered; "" if nothing is."""
+    if not isinstance(tools, list) or not tools:
+        return "minimum number of items is 1"
+    if len(tools) > MAX_TOOLS:
+        return f"maximum number of items is {MAX_TOOLS}"
+    for n, tool in enumerate(tools):
+        match tool:
+            case {"type": "function", "function": {"name": str(name), **rest}, **more}:
+                if not _NAME.fullmatch(name):
+                    return f"{n} : a name has up to 64 letters, digits, underscores and dashes"
+                if unknown := [*more, *(set(rest) - _FUNCTION_PROPERTIES)]:
+                    return f"{n} : property '{unknown[0]}' is unsupported"
+                if not isinstance(rest.get("description", ""), str):
+                    return f"{n} : 'description' must be text"
+                if wrong := _wrong_in_schema(rest.get("parameters", {"type": "object"})):
+                    return f"{n} : 'parameters' : {wrong}"
+            case _:
+                return f"{n} : a tool is the type 'function' and a function with a name"
+    if len({tool["function"]["name"] for tool in tools}) < len(tools):
+        return "names must differ"
+    return ""
+
+
+def _wrong_in_schema(schema: object) -> str:
+    """Return what is wrong with the outermost level of a JSON schema; "" if nothing is."""
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        return "must be the schema of an object"
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if not isinstance(properties, dict) or not all(
+        isinstance(of, dict | bool) for of in properties.values()
+    ):
+        return "'properties' must be schemas by name"
+    if not isinstance(required, list) or not all(
+        isinstance(name, str) and name in properties for name in required
+    ):
+        return "'required' must be names of properties"
+    return ""
