@@ -6,6 +6,8 @@ became audible and when it fell silent. Decides when each utterance begins, and 
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, assert_never
@@ -18,6 +20,7 @@ REPLY_GAP_MS: Final = 300  # silence after which a sound counts as a new beginni
 HANG_UP_PAUSE_S: Final = 1.5  # silence after the last reply: longer than between sentences
 RESUME_S: Final = 3.0  # by then a bot that paused for a cough has gone on; peers take 2 s
 KEY_INTERVAL_MS: Final = 250  # brisk dialling by hand
+_SILENT: Final = bytes([SILENCE]) * WINDOW_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +102,13 @@ class BotVoice:
         self.last_ms = 0.0  # end of its last sound
         self._windows = 0  # looked at so far
 
-    def hear(self, heard: bytearray) -> None:
-        """Look at what was heard since the last time."""
-        for index in range(self._windows, len(heard) // WINDOW_BYTES):
+    def hear(self, heard: bytearray, until_ms: float = math.inf) -> None:
+        """Look at what was heard since the last time, but no further than `until_ms`."""
+        windows = int(min(until_ms * BYTES_PER_MS, len(heard))) // WINDOW_BYTES
+        for index in range(self._windows, windows):
             window = heard[index * WINDOW_BYTES : (index + 1) * WINDOW_BYTES]
-            if dbov(bytes(window)) > AUDIBLE_DBOV:
+            # The comparison spares the level of silence, which most of a call is.
+            if window != _SILENT and dbov(bytes(window)) > AUDIBLE_DBOV:
                 start_ms = float(index * WINDOW_MS)
                 if not self.onsets_ms or start_ms - self.last_ms >= REPLY_GAP_MS:
                     self.onsets_ms.append(start_ms)
@@ -112,7 +117,8 @@ class BotVoice:
 
     def next_onset_ms(self, since_ms: float) -> float | None:
         """Return when the bot began to speak, the first time after that."""
-        return next((onset for onset in self.onsets_ms if onset >= since_ms), None)
+        index = bisect_left(self.onsets_ms, since_ms)
+        return self.onsets_ms[index] if index < len(self.onsets_ms) else None
 
 
 class Caller:
@@ -136,7 +142,10 @@ class Caller:
         return len(self.channel) / BYTES_PER_MS
 
     def next_frame(self) -> tuple[bytes, list[Pressed]]:
-        """Return the next 20 ms of sound, and the keys pressed in them."""
+        """Return the next 20 ms of sound, and the keys pressed in them.
+
+        The bot has been heard to the end of these 20 ms and no further.
+        """
         busy = self._saying or self._keys
         if self._ahead and not busy and self._is_due(self._ahead[0].when):
             self._begin(self._ahead.popleft())
