@@ -23,6 +23,7 @@ however late a task looks.
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Final, Literal
 
 import trio
@@ -39,6 +40,7 @@ from voicebot.simulator.caller import (
     Utterance,
     WhenSilent,
 )
+from voicebot.simulator.happenings import Media
 from voicebot.simulator.line import Line, MemoryLine, open_memory_line
 from voicebot.simulator.network import PERFECT, Network, Pipe
 from voicebot.simulator.recording import Ended, Recording
@@ -99,6 +101,8 @@ class _Call:
         self._down: Pipe[int | SocketClosed] = Pipe(network, started, "down")
         self._mute_at = self._time(network.half_open_at_s)
         self._deaf_at = min(self._mute_at, self._time(network.stop_reading_at_s))
+        # When those of them arrive that can have an answer. Media may be looked at later.
+        self._answer_at: deque[float] = deque()
         self._listening = True
         self._wake_at = math.inf  # until when `speak` sleeps
         self._news = trio.Event()
@@ -164,17 +168,25 @@ class _Call:
         self._catch_up(now)
         taken = self._stream.take(message, now)
         if taken is not None:
-            self._down.put(taken, now)
-            self._catch_up(now)
+            due = self._down.put(taken, now)
+            if not isinstance(self._stream.happenings[taken], Media):
+                self._answer_at.append(due)
+            self._arrive(now)
         self._wake()
 
     def _lose(self, closed: SocketClosed) -> None:
         now = trio.current_time()
-        self._down.put(closed, now)
+        self._answer_at.append(self._down.put(closed, now))
         self._catch_up(now)
         self._wake()
 
     def _catch_up(self, now: float) -> None:
+        """Let everything up to now have happened."""
+        self._arrive(now)
+        if self._ended is None:
+            self._post(self._stream.advance(now), now)
+
+    def _arrive(self, now: float) -> None:
         """Let everything that has arrived by now take effect, each at its own time."""
         while self._ended is None and self._down.next_at <= now:
             due, item = self._down.take()
@@ -183,8 +195,8 @@ class _Call:
                 self._up.clear()
             else:
                 self._post(self._stream.apply(item, due), due)
-        if self._ended is None:
-            self._post(self._stream.advance(now), now)
+        while self._answer_at and self._answer_at[0] <= now:
+            self._answer_at.popleft()
 
     def _wake(self) -> None:
         """Wake `speak` if it would sleep too long: most messages change nothing for it."""
@@ -196,8 +208,9 @@ class _Call:
         """When something happens by itself, a frame of the caller aside."""
         if self._ended is not None:
             return self._up.next_at
-        echo = self._stream.next_echo
-        return min(self._up.next_at, self._down.next_at, math.inf if echo is None else echo)
+        answer_at = self._answer_at[0] if self._answer_at else math.inf
+        echo_at = self._stream.next_echo
+        return min(self._up.next_at, answer_at, math.inf if echo_at is None else echo_at)
 
     # ---------------------------------------------------------------- from the caller
 

@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, assert_never
 
 from voicebot.audio import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, SILENCE, dbov
@@ -20,7 +21,15 @@ REPLY_GAP_MS: Final = 300  # silence after which a sound counts as a new beginni
 HANG_UP_PAUSE_S: Final = 1.5  # silence after the last reply: longer than between sentences
 RESUME_S: Final = 3.0  # by then a bot that paused for a cough has gone on; peers take 2 s
 KEY_INTERVAL_MS: Final = 250  # brisk dialling by hand
+
 _SILENT: Final = bytes([SILENCE]) * WINDOW_BYTES
+_SILENT_FRAME: Final = bytes([SILENCE]) * FRAME_BYTES
+# Codes so loud that one of them makes its window audible, whatever the others are.
+_LOUD: Final = bytes(
+    code
+    for code in range(256)
+    if dbov(bytes([code])) > AUDIBLE_DBOV + 10 * math.log10(WINDOW_BYTES)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,20 @@ class Pressed:
     digit: str
 
 
+def _is_audible(window: bytes) -> bool:
+    # The level takes ten times as long as the two questions that mostly make it needless.
+    if window == _SILENT:
+        return False
+    return len(window.translate(None, _LOUD)) < WINDOW_BYTES or dbov(window) > AUDIBLE_DBOV
+
+
+@lru_cache(maxsize=64)  # a soak speaks the same recordings over and over
+def _sound_ms(audio: bytes) -> float:
+    """Return where its last sound ends."""
+    heard = sounds(audio, bridge_ms=0)
+    return heard[-1].end_ms if heard else 0.0
+
+
 class BotVoice:
     """When the bot is audible, from the sound that left the caller's phone and nothing else."""
 
@@ -107,8 +130,7 @@ class BotVoice:
         windows = int(min(until_ms * BYTES_PER_MS, len(heard))) // WINDOW_BYTES
         for index in range(self._windows, windows):
             window = heard[index * WINDOW_BYTES : (index + 1) * WINDOW_BYTES]
-            # The comparison spares the level of silence, which most of a call is.
-            if window != _SILENT and dbov(bytes(window)) > AUDIBLE_DBOV:
+            if _is_audible(bytes(window)):
                 start_ms = float(index * WINDOW_MS)
                 if not self.onsets_ms or start_ms - self.last_ms >= REPLY_GAP_MS:
                     self.onsets_ms.append(start_ms)
@@ -153,8 +175,10 @@ class Caller:
         for _ in keys:
             self._keys.popleft()
         self.pressed += keys
-        frame = bytes(self._saying[:FRAME_BYTES]).ljust(FRAME_BYTES, bytes([SILENCE]))
-        self._saying = self._saying[FRAME_BYTES:]
+        frame = _SILENT_FRAME
+        if self._saying:
+            frame = bytes(self._saying[:FRAME_BYTES]).ljust(FRAME_BYTES, bytes([SILENCE]))
+            self._saying = self._saying[FRAME_BYTES:]
         self.channel += frame
         return frame, keys
 
@@ -176,8 +200,7 @@ class Caller:
             Pressed(start_ms + index * KEY_INTERVAL_MS, digit)
             for index, digit in enumerate(utterance.digits)
         )
-        heard = sounds(utterance.audio, bridge_ms=0)
-        self._since_ms = start_ms + (heard[-1].end_ms if heard else 0.0)
+        self._since_ms = start_ms + _sound_ms(utterance.audio)
         if self._keys:
             self._since_ms = max(self._since_ms, self._keys[-1].at_ms)
         self._pause_s = RESUME_S if utterance.backchannel else 0.0

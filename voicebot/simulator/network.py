@@ -6,7 +6,8 @@ Sans-IO: `Pipe` says when a message comes out, `MarkFaults` which echoes come an
     run_call(line, script, network=Network(delay_ms=40, jitter_ms=80, lost_marks=0.1, seed=7))
 
 Chance comes from `seed` alone, by one generator for each direction and one for the marks, so
-that what one of them draws does not depend on how messages of the others interleave.
+that what one of them draws does not depend on how messages of the others interleave. Under a
+`MockClock` of its own a call is reproducible to the last bit, if the server's part is.
 """
 
 from __future__ import annotations
@@ -122,8 +123,8 @@ class Pipe(Generic[ItemT]):
         """When the next item comes out; infinity if there is none."""
         return self._items[0][0] if self._items else math.inf
 
-    def put(self, item: ItemT, now: float) -> None:
-        """Send an item on its way."""
+    def put(self, item: ItemT, now: float) -> float:
+        """Send an item on its way; return when it comes out."""
         due = now + self._delay
         if self._jitter:
             due += self._random.uniform(0.0, self._jitter)
@@ -136,6 +137,7 @@ class Pipe(Generic[ItemT]):
                 due = end
         self._last = due
         self._items.append((due, item))
+        return due
 
     def take(self) -> tuple[float, ItemT]:
         """Return the next item and when it comes out.
