@@ -88,6 +88,16 @@ def test_wrong_server_is_refused(
     assert "must be http(s)://host[:port]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--delay-ms", "--jitter-ms", "--lost-marks"])
+def test_network_that_cannot_be_is_refused(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wav = write_wav(tmp_path / "a.wav", 8_000, 1, 2, [0.5] * 80)
+
+    assert simulate.main(parse(str(wav), option, "-2")) == 2
+    assert f"the network: {option[2:].replace('-', '_')} -2.0 is no" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ over real sockets
 
 
@@ -153,6 +163,21 @@ async def test_command_fails_a_bot_without_clear(
 
     assert status == 1
     assert "sent no clear" in capsys.readouterr().out
+
+
+async def test_command_has_a_network(tmp_path: Path, wavs: Callable[..., str]) -> None:
+    server = ToyServer(Habits(greeting_ms=400))
+    network = ("--delay-ms", "100", "--jitter-ms", "50", "--lost-marks", "1", "--seed", "3")
+
+    await simulated(server, tmp_path, wavs("a.wav", 100), *network, "--hang-up-after", "1")
+
+    report = json.loads((tmp_path / "out" / "timeline.json").read_text())
+    asked = {key: report["network"][key] for key in ("delay_ms", "jitter_ms", "lost_marks", "seed")}
+    assert asked == {"delay_ms": 100, "jitter_ms": 50, "lost_marks": 1, "seed": 3}
+    media = [event for event in report["events"] if event["event"] == "media"]
+    assert all(100 <= event["transit_ms"] <= 151 for event in media)
+    assert media[0]["at_ms"] >= 100  # the bot begins when `start` has arrived
+    assert "mark" not in [message["event"] for _, message in server.habits.records]
 
 
 @pytest.mark.parametrize(

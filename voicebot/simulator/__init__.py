@@ -2,7 +2,10 @@
 
     line, server_end = open_memory_line()
     nursery.start_soon(my_bot, server_end)
-    recording = await run_call(line, Script((Utterance("stop", mulaw, InterruptAfter(1_500)),)))
+    script = Script((Utterance("stop", mulaw, InterruptAfter(1_500)),))
+    recording = await run_call(line, script, network=Network(jitter_ms=80, lost_marks=0.1))
+    [clear] = recording.clears
+    assert recording.heard_between(clear.effect_ms, clear.effect_ms + 500) == silence(500)
     assert judge(recording).passed
 
 Over real sockets: `dial` and `open_line` in `voicebot.simulator.dial`, or `voicebot simulate`.
@@ -16,6 +19,7 @@ from voicebot.simulator.call import (
     InterruptAfter,
     Line,
     MemoryLine,
+    Network,
     Recording,
     Script,
     Utterance,
@@ -32,6 +36,7 @@ __all__ = [
     "InterruptAfter",
     "Line",
     "MemoryLine",
+    "Network",
     "Recording",
     "Script",
     "Thresholds",

@@ -6,8 +6,11 @@ became audible and when it fell silent. Decides when each utterance begins, and 
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, assert_never
 
 from voicebot.audio import BYTES_PER_MS, FRAME_BYTES, FRAME_MS, SILENCE, dbov
@@ -18,6 +21,15 @@ REPLY_GAP_MS: Final = 300  # silence after which a sound counts as a new beginni
 HANG_UP_PAUSE_S: Final = 1.5  # silence after the last reply: longer than between sentences
 RESUME_S: Final = 3.0  # by then a bot that paused for a cough has gone on; peers take 2 s
 KEY_INTERVAL_MS: Final = 250  # brisk dialling by hand
+
+_SILENT: Final = bytes([SILENCE]) * WINDOW_BYTES
+_SILENT_FRAME: Final = bytes([SILENCE]) * FRAME_BYTES
+# Codes so loud that one of them makes its window audible, whatever the others are.
+_LOUD: Final = bytes(
+    code
+    for code in range(256)
+    if dbov(bytes([code])) > AUDIBLE_DBOV + 10 * math.log10(WINDOW_BYTES)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +103,20 @@ class Pressed:
     digit: str
 
 
+def _is_audible(window: bytes) -> bool:
+    # The level takes ten times as long as the two questions that mostly make it needless.
+    if window == _SILENT:
+        return False
+    return len(window.translate(None, _LOUD)) < WINDOW_BYTES or dbov(window) > AUDIBLE_DBOV
+
+
+@lru_cache(maxsize=64)  # a soak speaks the same recordings over and over
+def _sound_ms(audio: bytes) -> float:
+    """Return where its last sound ends."""
+    heard = sounds(audio, bridge_ms=0)
+    return heard[-1].end_ms if heard else 0.0
+
+
 class BotVoice:
     """When the bot is audible, from the sound that left the caller's phone and nothing else."""
 
@@ -99,11 +125,12 @@ class BotVoice:
         self.last_ms = 0.0  # end of its last sound
         self._windows = 0  # looked at so far
 
-    def hear(self, heard: bytearray) -> None:
-        """Look at what was heard since the last time."""
-        for index in range(self._windows, len(heard) // WINDOW_BYTES):
+    def hear(self, heard: bytearray, until_ms: float = math.inf) -> None:
+        """Look at what was heard since the last time, but no further than `until_ms`."""
+        windows = int(min(until_ms * BYTES_PER_MS, len(heard))) // WINDOW_BYTES
+        for index in range(self._windows, windows):
             window = heard[index * WINDOW_BYTES : (index + 1) * WINDOW_BYTES]
-            if dbov(bytes(window)) > AUDIBLE_DBOV:
+            if _is_audible(bytes(window)):
                 start_ms = float(index * WINDOW_MS)
                 if not self.onsets_ms or start_ms - self.last_ms >= REPLY_GAP_MS:
                     self.onsets_ms.append(start_ms)
@@ -112,7 +139,8 @@ class BotVoice:
 
     def next_onset_ms(self, since_ms: float) -> float | None:
         """Return when the bot began to speak, the first time after that."""
-        return next((onset for onset in self.onsets_ms if onset >= since_ms), None)
+        index = bisect_left(self.onsets_ms, since_ms)
+        return self.onsets_ms[index] if index < len(self.onsets_ms) else None
 
 
 class Caller:
@@ -136,7 +164,10 @@ class Caller:
         return len(self.channel) / BYTES_PER_MS
 
     def next_frame(self) -> tuple[bytes, list[Pressed]]:
-        """Return the next 20 ms of sound, and the keys pressed in them."""
+        """Return the next 20 ms of sound, and the keys pressed in them.
+
+        The bot has been heard to the end of these 20 ms and no further.
+        """
         busy = self._saying or self._keys
         if self._ahead and not busy and self._is_due(self._ahead[0].when):
             self._begin(self._ahead.popleft())
@@ -144,8 +175,10 @@ class Caller:
         for _ in keys:
             self._keys.popleft()
         self.pressed += keys
-        frame = bytes(self._saying[:FRAME_BYTES]).ljust(FRAME_BYTES, bytes([SILENCE]))
-        self._saying = self._saying[FRAME_BYTES:]
+        frame = _SILENT_FRAME
+        if self._saying:
+            frame = bytes(self._saying[:FRAME_BYTES]).ljust(FRAME_BYTES, bytes([SILENCE]))
+            self._saying = self._saying[FRAME_BYTES:]
         self.channel += frame
         return frame, keys
 
@@ -167,8 +200,7 @@ class Caller:
             Pressed(start_ms + index * KEY_INTERVAL_MS, digit)
             for index, digit in enumerate(utterance.digits)
         )
-        heard = sounds(utterance.audio, bridge_ms=0)
-        self._since_ms = start_ms + (heard[-1].end_ms if heard else 0.0)
+        self._since_ms = start_ms + _sound_ms(utterance.audio)
         if self._keys:
             self._since_ms = max(self._since_ms, self._keys[-1].at_ms)
         self._pause_s = RESUME_S if utterance.backchannel else 0.0

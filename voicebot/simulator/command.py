@@ -27,6 +27,7 @@ from voicebot.errors import ConfigError, VoicebotError
 from voicebot.simulator.call import Recording, run_call
 from voicebot.simulator.caller import At, InterruptAfter, Script, Utterance, When, WhenSilent
 from voicebot.simulator.dial import Account, dial, leaves, open_line, open_server
+from voicebot.simulator.network import Network
 from voicebot.simulator.report import write_report
 from voicebot.simulator.verdict import Thresholds, Verdict, judge
 from voicebot.simulator.wav import read_mulaw
@@ -142,6 +143,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("simulation"), metavar="DIR",
         help="where call.wav, timeline.json and timeline.txt go (default: simulation)",
     )  # fmt: skip
+    network = parser.add_argument_group("network", "what the line to the server is like")
+    for name, unit, text in (
+        ("delay_ms", "MS", "every message, either way, is that long under way"),
+        ("jitter_ms", "MS", "and up to that much longer, by chance, in order"),
+        ("lost_marks", "P", "this part of the marks never comes back, 0 to 1"),
+    ):
+        network.add_argument(
+            "--" + name.replace("_", "-"), type=float, default=0.0, metavar=unit,
+            help=f"{text} (default: 0)",
+        )  # fmt: skip
+    network.add_argument(
+        "--seed", type=int, default=0, metavar="N",
+        help="of that chance: the same number gives the same chances (default: 0)",
+    )  # fmt: skip
     verdict = parser.add_argument_group("thresholds")
     for option, kind, text in (
         ("max_clear_ms", float, "from the caller's first sound to clear"),
@@ -163,7 +178,8 @@ def main(args: argparse.Namespace) -> int:
     status = NOT_HELD
     try:
         script = _read_script(args)
-        recording = trio.run(_hold_call, script, _check_server(args.server), _account())
+        server, network = _check_server(args.server), _read_network(args)
+        recording = trio.run(_hold_call, script, network, server, _account())
         limits = {option.name: getattr(args, option.name, None) for option in fields(Thresholds)}
         given = {name: value for name, value in limits.items() if value is not None}
         verdict = judge(recording, Thresholds(**given))
@@ -186,13 +202,15 @@ def _write(directory: Path, recording: Recording, verdict: Verdict) -> str:
         raise ConfigError([f"--out {directory}: {exc}"]) from exc
 
 
-async def _hold_call(script: Script, server: str | None, account: Account) -> Recording:
+async def _hold_call(
+    script: Script, network: Network, server: str | None, account: Account
+) -> Recording:
     if server is None:
         async with open_server() as started:
-            return await _hold_call(script, started, account)
+            return await _hold_call(script, network, started, account)
     answer = await dial(server, account)
     async with open_line(server, answer.stream_url, account) as line:
-        return await run_call(line, script, answer.identity)
+        return await run_call(line, script, answer.identity, network)
 
 
 def _read_script(args: argparse.Namespace) -> Script:
@@ -211,6 +229,18 @@ def _read_script(args: argparse.Namespace) -> Script:
     if problems:
         raise ConfigError(problems)
     return Script(tuple(utterances), hang_up_after_s=args.hang_up_after)
+
+
+def _read_network(args: argparse.Namespace) -> Network:
+    try:
+        return Network(
+            delay_ms=args.delay_ms,
+            jitter_ms=args.jitter_ms,
+            lost_marks=args.lost_marks,
+            seed=args.seed,
+        )
+    except ValueError as exc:
+        raise ConfigError([f"the network: {exc}"]) from exc
 
 
 def _check_server(server: str | None) -> str | None:

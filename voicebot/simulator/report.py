@@ -6,6 +6,7 @@ the start of the stream, except `clear_ms`, `heard_ms` (since the caller's first
 
     {"version": 1,
      "call": {"call_sid", "stream_sid", "duration_ms", "ended_by", "close_code"},
+     "network": {field of `Network`: value},
      "verdict": {"passed": bool, "failures": [str], "thresholds": {name: number}},
      "interruptions": [{"utterance", "onset_ms", "clear_ms": number|null, "clears", "heard_ms",
                         "late_media", "backchannel"}],
@@ -16,22 +17,24 @@ the start of the stream, except `clear_ms`, `heard_ms` (since the caller's first
 Events: caller `speaks` (`utterance`, `end_ms`), `digit` (`digit`), `hangs_up`; bot `media`
 (`ms`, `buffered_ms`), `mark` (`name`), `clear` (`dropped_ms`), `hangs_up` (`code`), and `heard`
 (`end_ms`), which is when it could be heard; twilio `mark` (`name`, `cleared`), `warning`
-(`code`, `reason`), `time_limit`.
+(`code`, `reason`), `time_limit`, `line_drops`. Where the network took its time, a message of the
+bot also has `transit_ms` and a mark of Twilio `late_ms`; null means that it never arrived.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, assert_never
 
 from voicebot.audio import BYTES_PER_MS
-from voicebot.simulator.call import Recording
 from voicebot.simulator.caller import REPLY_GAP_MS
+from voicebot.simulator.happenings import Clear, Echo, Happening, Mark, Media, Warned
 from voicebot.simulator.loudness import sounds
-from voicebot.simulator.twilio_end import Clear, Echo, Happening, Mark, Media, Warned
+from voicebot.simulator.recording import Recording
 from voicebot.simulator.verdict import Verdict
 from voicebot.simulator.wav import write_two_channels
 
@@ -65,6 +68,7 @@ def as_json(recording: Recording, verdict: Verdict) -> dict[str, Any]:
             "ended_by": recording.ended.by,
             "close_code": recording.ended.code,
         },
+        "network": asdict(recording.network),
         "verdict": {
             "passed": verdict.passed,
             "failures": list(verdict.failures),
@@ -100,6 +104,8 @@ def _events(recording: Recording) -> list[dict[str, Any]]:
             events.append(_event(ended.at_ms, "bot", "hangs_up", code=ended.code))
         case "limit":
             events.append(_event(ended.at_ms, "twilio", "time_limit"))
+        case "network":
+            events.append(_event(ended.at_ms, "twilio", "line_drops"))
         case _ as unreachable:
             assert_never(unreachable)
     return events
@@ -112,19 +118,28 @@ def _event(at_ms: float, who: str, event: str, **details: Any) -> dict[str, Any]
 def _event_of(happening: Happening) -> dict[str, Any]:
     at_ms = happening.at_ms
     match happening:
-        case Media(_, sound, buffered_ms):
-            ms = len(sound) / BYTES_PER_MS
-            return _event(at_ms, "bot", "media", ms=ms, buffered_ms=buffered_ms)
-        case Mark(_, name):
-            return _event(at_ms, "bot", "mark", name=name)
-        case Clear(_, dropped_ms):
-            return _event(at_ms, "bot", "clear", dropped_ms=dropped_ms)
-        case Echo(_, name, cleared):
-            return _event(at_ms, "twilio", "mark", name=name, cleared=cleared)
+        case Media(_, sound, buffered_ms, transit_ms):
+            ms, late = len(sound) / BYTES_PER_MS, _late("transit_ms", transit_ms)
+            return _event(at_ms, "bot", "media", ms=ms, buffered_ms=buffered_ms, **late)
+        case Mark(_, name, transit_ms):
+            return _event(at_ms, "bot", "mark", name=name, **_late("transit_ms", transit_ms))
+        case Clear(_, dropped_ms, transit_ms):
+            late = _late("transit_ms", transit_ms)
+            return _event(at_ms, "bot", "clear", dropped_ms=dropped_ms, **late)
+        case Echo(_, name, cleared, late_ms):
+            late = _late("late_ms", late_ms)
+            return _event(at_ms, "twilio", "mark", name=name, cleared=cleared, **late)
         case Warned(_, code, reason):
             return _event(at_ms, "twilio", "warning", code=code, reason=reason)
         case _ as unreachable:
             assert_never(unreachable)
+
+
+def _late(key: str, milliseconds: float) -> dict[str, float | None]:
+    """Return what a perfect line need not say."""
+    if milliseconds == 0.0:
+        return {}
+    return {key: None if milliseconds == math.inf else milliseconds}
 
 
 # ------------------------------------------------------------------ for people
@@ -175,7 +190,8 @@ def _describe(event: dict[str, Any]) -> str:
         case "clear":
             return f"clear: {event['dropped_ms']:.0f} ms thrown away"
         case "mark":
-            return f"mark {event['name']} comes back, cleared"
+            lost = event.get("late_ms", 0.0) is None
+            return f"mark {event['name']} {'is lost' if lost else 'comes back'}, cleared"
         case "warning":
             return f"warning {event['code']}: {event['reason']}"
         case "digit":

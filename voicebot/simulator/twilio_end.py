@@ -7,18 +7,21 @@ this file shares no code with `twilio.py`, so that each checks the other.
 Always true: one byte of the heard channel is one sample, 1/8,000 s after the one before, from
 the start of the stream on; what is not media is silence (0xFF). A mark comes back when what
 was sent before it has played, at once if nothing is buffered; `clear` drops what is buffered
-and brings every pending mark back, in the order they came.
+and brings every pending mark back, in the order they came. Faults of `network.py` are asked
+for by name: echoes lost, late, twice or stray, and a clock that drifts. Drift changes how long
+a sample lasts, never which samples are heard.
 
-Source: twilio.com/docs/voice/media-streams/websocket-messages; docs/api/errors/31931, 31950
-and 31951. That the echoes keep their order is natural but nowhere promised.
+Source: twilio.com/docs/voice/media-streams/websocket-messages; docs/api/errors/31931. That the
+echoes keep their order is natural but nowhere promised.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
+import heapq
+import itertools
 import json
-import re
+import math
 import secrets
 from collections import deque
 from collections.abc import Mapping
@@ -26,17 +29,31 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from voicebot.audio import BYTES_PER_MS, BYTES_PER_S, SILENCE
+from voicebot.simulator.happenings import Clear, Echo, Happening, Mark, Media, Played, Warned
+from voicebot.simulator.network import PERFECT, MarkFaults, Network
+from voicebot.simulator.strict import InvalidMessage, read_message
+
+__all__ = [  # the record and the strict reader are of Twilio's end, wherever they stand
+    "BUFFER_BYTES",
+    "Clear",
+    "Echo",
+    "Happening",
+    "Identity",
+    "InvalidMessage",
+    "Mark",
+    "Media",
+    "MediaStream",
+    "Played",
+    "Playout",
+    "Warned",
+    "read_message",
+]
 
 BUFFER_BYTES: Final = 600 * BYTES_PER_S  # Twilio queues ten minutes and discards the rest
 BUFFER_OVERFLOW: Final = 31931
-BINARY_MESSAGE: Final = 31950
-INVALID_MESSAGE: Final = 31951
 
 # Half a byte of slack: (0.02 + t0) - t0 is often a hair under 0.02.
 _ROUNDING: Final = 0.5
-# Mu-law of speech has both signs, so half its bytes are above 0x7F: as many bytes as these
-# that are all base64 letters are base64 a second time.
-_BASE64_TWICE: Final = re.compile(rb"[A-Za-z0-9+/]{80,}={0,2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,133 +64,6 @@ class Identity:
     call_sid: str = field(default_factory=lambda: "CA" + secrets.token_hex(16))
     stream_sid: str = field(default_factory=lambda: "MZ" + secrets.token_hex(16))
     parameters: Mapping[str, str] = field(default_factory=dict, repr=False)  # holds a token
-
-
-# ------------------------------------------------------------------ what the server said
-
-
-@dataclass(frozen=True, slots=True)
-class Media:
-    """Audio from the server. `buffered_ms`: how much was waiting to be played before it."""
-
-    at_ms: float
-    audio: bytes = field(repr=False)
-    buffered_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A mark from the server."""
-
-    at_ms: float
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Clear:
-    """The server threw away `dropped_ms` of audio that was not played yet."""
-
-    at_ms: float
-    dropped_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Echo:
-    """A mark went back: what was before it has played, or was `cleared`."""
-
-    at_ms: float
-    name: str
-    cleared: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Warned:
-    """Twilio would log this warning for the stream."""
-
-    at_ms: float
-    code: int
-    reason: str
-
-
-Happening = Media | Mark | Clear | Echo | Warned
-
-
-@dataclass(frozen=True, slots=True)
-class Played:
-    """Media played without a hole. `cut`: a `clear` ended it, not the end of the audio."""
-
-    start_ms: float
-    end_ms: float
-    cut: bool
-
-
-# ------------------------------------------------------------------ strict reading
-
-
-class InvalidMessage(Exception):
-    """The message breaks Twilio's contract; `code` is the warning it would log."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        self.code = code
-        super().__init__(reason)
-
-
-def read_message(message: str | bytes, stream_sid: str) -> tuple[str, str | bytes]:
-    """Return the event and its content: the audio of media, the name of a mark, "" of clear.
-
-    Raises:
-        InvalidMessage: a binary message (31950), or one that is not JSON, has an unknown
-            event, a field too many or too few or of a wrong kind, or another stream's sid.
-    """
-    if isinstance(message, bytes):
-        raise InvalidMessage(BINARY_MESSAGE, "binary message; Twilio reads text only")
-    try:
-        body = json.loads(message)
-    except ValueError as exc:
-        raise InvalidMessage(INVALID_MESSAGE, f"not JSON: {message[:80]!r}") from exc
-    if not isinstance(body, dict):
-        raise InvalidMessage(INVALID_MESSAGE, f"not a JSON object: {message[:80]!r}")
-    event = body.get("event")
-    match event:
-        case "media":
-            _require_fields(body, "message", {"event", "streamSid", "media"})
-            _require_fields(body["media"], "media", {"payload"})
-            content: str | bytes = _read_payload(body["media"]["payload"])
-        case "mark":
-            _require_fields(body, "message", {"event", "streamSid", "mark"})
-            _require_fields(body["mark"], "mark", {"name"})
-            content = body["mark"]["name"]
-            if not isinstance(content, str):
-                raise InvalidMessage(INVALID_MESSAGE, "mark.name is not a string")
-        case "clear":
-            _require_fields(body, "message", {"event", "streamSid"})
-            content = ""
-        case _:
-            raise InvalidMessage(INVALID_MESSAGE, f"unknown event {event!r}")
-    if body["streamSid"] != stream_sid:
-        raise InvalidMessage(INVALID_MESSAGE, f"streamSid {body['streamSid']!r} is not this stream")
-    return event, content
-
-
-def _require_fields(body: Any, name: str, fields: set[str]) -> None:
-    if not isinstance(body, dict):
-        raise InvalidMessage(INVALID_MESSAGE, f"{name} is not an object")
-    if missing := sorted(fields - body.keys()):
-        raise InvalidMessage(INVALID_MESSAGE, f"{name} lacks {', '.join(missing)}")
-    if extra := sorted(body.keys() - fields):
-        raise InvalidMessage(INVALID_MESSAGE, f"{name} has unknown {', '.join(extra)}")
-
-
-def _read_payload(payload: Any) -> bytes:
-    if not isinstance(payload, str):
-        raise InvalidMessage(INVALID_MESSAGE, "media.payload is not a string")
-    try:
-        audio = base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError) as exc:  # ValueError: characters outside ASCII
-        raise InvalidMessage(INVALID_MESSAGE, "media.payload is not base64") from exc
-    if _BASE64_TWICE.fullmatch(audio):
-        raise InvalidMessage(INVALID_MESSAGE, "media.payload is base64 of base64")
-    return audio
 
 
 # ------------------------------------------------------------------ play-out
@@ -267,11 +157,15 @@ class MediaStream:
     Units: `now` in seconds on any clock; the stream began at `started`.
     """
 
-    def __init__(self, identity: Identity, started: float) -> None:
+    def __init__(self, identity: Identity, started: float, network: Network = PERFECT) -> None:
         self.identity = identity
         self.started = started
         self.happenings: list[Happening] = []
         self.playout = Playout()
+        self._speed = network.speed
+        self._faults = MarkFaults(network)
+        self._late: list[tuple[float, int, str]] = []  # a heap of echoes: when, which, name
+        self._late_order = itertools.count()
         self._sequence = 0
         self._chunk = 0
 
@@ -296,7 +190,7 @@ class MediaStream:
             },
         )
 
-    def media(self, audio: bytes, timestamp_ms: int) -> str:
+    def media(self, audio: bytes | bytearray, timestamp_ms: int) -> str:
         """Return caller audio; `timestamp_ms` is when its first sample was spoken."""
         self._chunk += 1
         body = {
@@ -335,50 +229,95 @@ class MediaStream:
     # From the server.
 
     def receive(self, message: str | bytes, now: float) -> list[str]:
-        """Take one message as it came; return the mark echoes it, and time, brought about."""
+        """Take one message, with effect at once; return the echoes it, and time, brought about."""
         echoes = self.advance(now)
+        taken = self.take(message, now)
+        return echoes if taken is None else echoes + self.apply(taken, now)
+
+    def take(self, message: str | bytes, now: float) -> int | None:
+        """Check and record one message as it comes off the line; it has no effect yet.
+
+        Returns its place in `happenings`, for `apply`, or None where it never will have any.
+        """
         at_ms = self.at_ms(now)
         try:
             event, content = read_message(message, self.identity.stream_sid)
         except InvalidMessage as invalid:
             self.happenings.append(Warned(at_ms, invalid.code, str(invalid)))
-            return echoes
-        playout = self.playout
+            return None
+        taken: Media | Mark | Clear
         if event == "clear":
-            dropped, pending = playout.clear()
-            self.happenings.append(Clear(at_ms, dropped / BYTES_PER_MS))
-            return echoes + [self._echo(name, now, cleared=True) for name in pending]
-        if isinstance(content, bytes):
-            buffered_ms = playout.buffered_bytes / BYTES_PER_MS
-            self.happenings.append(Media(at_ms, content, buffered_ms))
-            if not playout.append(content):
-                reason = "more than ten minutes of audio are queued; this media is discarded"
-                self.happenings.append(Warned(at_ms, BUFFER_OVERFLOW, reason))
-            return echoes
-        self.happenings.append(Mark(at_ms, content))
-        playout.mark(content)
-        return echoes + self.advance(now)
+            taken = Clear(at_ms, 0.0, math.inf)
+        elif isinstance(content, bytes):
+            taken = Media(at_ms, content, 0.0, math.inf)
+        else:
+            taken = Mark(at_ms, content, math.inf)
+        self.happenings.append(taken)
+        return len(self.happenings) - 1
+
+    def apply(self, place: int, now: float) -> list[str]:
+        """Let a message taken before arrive now; return the echoes it, and time, brought about."""
+        echoes = self.advance(now)
+        playout, taken, arrival_ms = self.playout, self.happenings[place], self.at_ms(now)
+        transit_ms = round(arrival_ms - taken.at_ms, 3)
+        match taken:
+            case Media(at_ms, audio):
+                buffered_ms = playout.buffered_bytes / BYTES_PER_MS
+                self.happenings[place] = Media(at_ms, audio, buffered_ms, transit_ms)
+                if not playout.append(audio):
+                    reason = "more than ten minutes of audio are queued; this media is discarded"
+                    self.happenings.append(Warned(arrival_ms, BUFFER_OVERFLOW, reason))
+            case Mark(at_ms, name):
+                self.happenings[place] = Mark(at_ms, name, transit_ms)
+                playout.mark(name)
+                echoes += self.advance(now)
+            case Clear(at_ms):
+                dropped, pending = playout.clear()
+                self.happenings[place] = Clear(at_ms, dropped / BYTES_PER_MS, transit_ms)
+                for name in pending:
+                    echoes += self._echo(name, now, cleared=True)
+            case _:
+                raise RuntimeError("only what was taken can be applied")  # a bug here
+        return echoes
 
     def advance(self, now: float) -> list[str]:
-        """Play up to `now`; return the echoes of the marks reached."""
-        sample = int((now - self.started) * BYTES_PER_S + _ROUNDING)
-        return [self._echo(name, now, cleared=False) for name in self.playout.advance(sample)]
+        """Play up to `now`; return the echoes due, late ones of earlier marks first."""
+        echoes = []
+        while self._late and self._late[0][0] <= now:
+            echoes.append(self._mark(heapq.heappop(self._late)[2]))
+        sample = int((now - self.started) * BYTES_PER_S * self._speed + _ROUNDING)
+        for name in self.playout.advance(sample):
+            echoes += self._echo(name, now, cleared=False)
+        return echoes
 
     def end(self, now: float) -> None:
-        """Hang up: what is not played yet never will be."""
+        """Hang up: what is not played yet never will be, and no echo comes any more."""
         self.advance(now)
         self.playout.end()
+        self._late.clear()
 
     @property
     def next_echo(self) -> float | None:
         """The time at which `advance` will bring the next echo, if nothing comes before."""
+        late = self._late[0][0] if self._late else None
         sample = self.playout.next_mark_sample
-        return None if sample is None else self.started + sample / BYTES_PER_S
+        if sample is None:
+            return late
+        due = self.started + sample / BYTES_PER_S / self._speed
+        return due if late is None else min(due, late)
 
     def at_ms(self, now: float) -> float:
-        """Return milliseconds since the start of the stream, to a microsecond."""
-        return round((now - self.started) * 1000.0, 3)
+        """Return milliseconds since the start of the stream, as the far end counts them."""
+        return round((now - self.started) * 1000.0 * self._speed, 3)  # to a microsecond
 
-    def _echo(self, name: str, now: float, *, cleared: bool) -> str:
-        self.happenings.append(Echo(self.at_ms(now), name, cleared))
-        return self._mark(name)
+    def _echo(self, name: str, now: float, *, cleared: bool) -> list[str]:
+        """Record the echoes of a mark that is due; return those that go at once."""
+        messages = []
+        for late_ms, echo in self._faults.echoes(name):
+            self.happenings.append(Echo(self.at_ms(now), echo, cleared, late_ms))
+            if late_ms == 0.0:
+                messages.append(self._mark(echo))
+            elif late_ms < math.inf:
+                due = now + late_ms / 1000
+                heapq.heappush(self._late, (due, next(self._late_order), echo))
+        return messages

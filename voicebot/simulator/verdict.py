@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from voicebot.audio import BYTES_PER_MS
-from voicebot.simulator.call import Recording
 from voicebot.simulator.caller import RESUME_S, InterruptAfter, Spoken
+from voicebot.simulator.happenings import Clear, Media
 from voicebot.simulator.loudness import WINDOW_MS, loud_windows, sounds
-from voicebot.simulator.twilio_end import Clear, Media, Warned
+from voicebot.simulator.recording import Recording
 
 CALLER_PAUSE_MS: Final = 500.0  # shorter silences are inside a sentence: bots wait longer too
 BRIDGE_MS: Final = 1_000.0  # a longer hole sounds like a pause, not like a fault
@@ -129,7 +129,7 @@ class _Judge:
         self.thresholds = thresholds
         self.speeches = list(_speeches(recording))
         self.bot = loud_windows(recording.heard)
-        self.clears = [h for h in recording.happenings if isinstance(h, Clear)]
+        self.clears = recording.clears
         self.talks, self.hole_ms = _talks(recording, self.speeches)
         # What is left over from a stopped reply: until when, and how much, by the clear's time.
         self.guarded = {clear.at_ms: self._guarded_until(clear) for clear in self.clears}
@@ -198,7 +198,11 @@ class _Judge:
             if speech.early_ms <= clear.at_ms <= last_ms + 1 and clear.at_ms < until_ms
         ]
         late_media = sum(self.late[at_ms] for at_ms in {clear.at_ms for clear in clears})
-        heard_until = max([talk.end_ms] + [c.at_ms + self.thresholds.guard_ms for c in clears[:1]])
+        # On its way to Twilio a clear is late for the caller, and all behind it is too.
+        heard_until = max(
+            [talk.end_ms]
+            + [c.at_ms + _under_way_ms(c) + self.thresholds.guard_ms for c in clears[:1]]
+        )
         return Interruption(
             utterance=speech.spoken.utterance.name,
             onset_ms=speech.start_ms,
@@ -242,7 +246,10 @@ class _Judge:
 
     def _first_reply(self, start_ms: float, until_ms: float) -> float | None:
         for talk in self.talks:
-            left_over = any(at - 1 <= talk.start_ms <= end for at, end in self.guarded.items())
+            left_over = any(
+                clear.at_ms - 1 <= talk.start_ms <= self.guarded[clear.at_ms] + _under_way_ms(clear)
+                for clear in self.clears
+            )
             if start_ms <= talk.start_ms < until_ms and not left_over:
                 for window in self.bot:
                     if talk.start_ms <= window < talk.end_ms:
@@ -256,7 +263,7 @@ class _Judge:
         ended = recording.ended
         if not self.bot:
             yield "the bot was never heard"
-        warnings = [h for h in recording.happenings if isinstance(h, Warned)]
+        warnings = recording.warnings
         for code, count in Counter(warning.code for warning in warnings).items():
             first = next(warning for warning in warnings if warning.code == code)
             yield (
@@ -267,7 +274,12 @@ class _Judge:
             yield f"the server dropped the call at {ended.at_ms / 1000:.2f} s, code {ended.code}"
         if ended.by == "limit":
             yield f"the call was still going on after {recording.script.limit_s:.0f} s"
-        who = {"caller": "the caller", "bot": "the bot", "limit": "the time limit"}[ended.by]
+        who = {
+            "caller": "the caller",
+            "bot": "the bot",
+            "limit": "the time limit",
+            "network": "the network",
+        }[ended.by]
         for utterance in recording.script.utterances[len(recording.spoken) :]:
             yield f"{utterance.name} was not spoken: {who} ended the call before"
         for spoken in recording.spoken:
@@ -331,6 +343,11 @@ class _Judge:
                 f"{turn.utterance}: the bot cut the caller off, {-turn.reply_ms:.0f} ms before "
                 "the end"
             )
+
+
+def _under_way_ms(clear: Clear) -> float:
+    """Return how long it took to Twilio; 0 for one that never arrived."""
+    return clear.transit_ms if clear.transit_ms < math.inf else 0.0
 
 
 def _followers(times: list[float]) -> list[float]:
