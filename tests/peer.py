@@ -51,8 +51,15 @@ class Peer:
         self._websocket = WSConnection(ConnectionType.CLIENT)
         self._parts: list[str] = []
 
-    async def upgrade(self, path: str, extensions: Sequence[Extension]) -> None:
-        request = Request(host="localhost", target=path, extensions=extensions)
+    async def upgrade(
+        self,
+        path: str,
+        extensions: Sequence[Extension] = (),
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        request = Request(
+            host="localhost", target=path, extensions=extensions, extra_headers=list(headers)
+        )
         await self.stream.send_all(self._websocket.send(request))
         event = await self._event()
         if isinstance(event, RejectConnection):
