@@ -23,7 +23,7 @@ import trio_websocket
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, Request
 
-from tests.sim.determinism import run_seeded
+from voicebot.testing import run_seeded
 
 Clock = trio.testing.MockClock
 SEEDS = range(30)

@@ -44,7 +44,9 @@ class Pacing:
     chunk_ms: int = 60  # three frames a message: a third of the work, still a fine-grained stop
     # Each mark costs a message each way; where Twilio is when a line stalls is known to this.
     mark_every_ms: int = 240
-    mark_slack_ms: int = 100  # a mark this late may be on its way; as much as is safe to be wrong by
+    mark_slack_ms: int = (
+        100  # a mark this late may be on its way; as much as is safe to be wrong by
+    )
     mark_grace_ms: int = 1_000  # a mark later than this is lost; longer than any sane jitter
     keep_ms: int = 3_000  # heard audio kept for going back to a word edge
 

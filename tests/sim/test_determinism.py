@@ -13,8 +13,8 @@ import trio
 import trio.testing
 
 from tests.fakes import FakeChat, FakeEar, FakeTwilio, plan, ports
-from tests.sim.determinism import run_seeded
 from voicebot.nursery import run_call
+from voicebot.testing import run_seeded
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,7 +83,7 @@ def test_the_interleaving_is_the_same_in_processes_that_hash_otherwise(name: str
     # Without Hypothesis, which conftest imports and which makes Trio deterministic by itself.
     code = (
         "import sys\n"
-        "from tests.sim.determinism import run_seeded\n"
+        "from voicebot.testing import run_seeded\n"
         "from tests.sim.test_determinism import SCENES\n"
         f"trace = run_seeded(7, SCENES[{name!r}])\n"
         "assert 'hypothesis' not in sys.modules\n"

@@ -14,6 +14,7 @@ Shares no code with the service that it calls, down to the codec.
 
 from voicebot.simulator.call import (
     At,
+    Cue,
     Ended,
     Identity,
     InterruptAfter,
@@ -31,6 +32,7 @@ from voicebot.simulator.verdict import Thresholds, Verdict, judge
 
 __all__ = [
     "At",
+    "Cue",
     "Ended",
     "Identity",
     "InterruptAfter",

@@ -34,6 +34,7 @@ from voicebot.simulator.caller import (
     At,
     BotVoice,
     Caller,
+    Cue,
     InterruptAfter,
     Pressed,
     Script,
@@ -48,6 +49,7 @@ from voicebot.simulator.twilio_end import Identity, MediaStream
 
 __all__ = [  # all that a test of a bot needs, except `verdict.judge`
     "At",
+    "Cue",
     "Ended",
     "Identity",
     "InterruptAfter",

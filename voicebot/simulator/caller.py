@@ -53,7 +53,18 @@ class WhenSilent:
     seconds: float = 0.8  # people take turns in 0.2-1 s; a bot's pauses in a reply are shorter
 
 
-When = At | InterruptAfter | WhenSilent
+@dataclass(eq=False)
+class Cue:
+    """Speak when told to, by whoever watches the call; the same frame if it is not over yet."""
+
+    given: bool = False
+
+    def give(self) -> None:
+        """Let the caller speak, now or as soon as it is their turn in the script."""
+        self.given = True
+
+
+When = At | InterruptAfter | WhenSilent | Cue
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +226,8 @@ class Caller:
                 return now_ms >= seconds * 1000
             case InterruptAfter(milliseconds):
                 return lost_patience or (onset_ms is not None and now_ms >= onset_ms + milliseconds)
+            case Cue(given):
+                return lost_patience or given
             case WhenSilent(seconds):
                 # After a backchannel the bot goes on without a new beginning.
                 spoke = onset_ms is not None or self._pause_s > 0

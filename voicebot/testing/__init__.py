@@ -12,7 +12,16 @@
 Deterministic: no clock but Trio's, nothing random but what is passed in.
 """
 
-from voicebot.simulator import At, Identity, InterruptAfter, Script, Utterance, WhenSilent
+from voicebot.simulator import (
+    At,
+    Cue,
+    Identity,
+    InterruptAfter,
+    Network,
+    Script,
+    Utterance,
+    WhenSilent,
+)
 from voicebot.testing import toy
 from voicebot.testing.call import IDENTITY, HeldCall, hold, hold_call, toy_ports
 from voicebot.testing.caller import caller_coughs, caller_says
@@ -20,15 +29,18 @@ from voicebot.testing.chat import Reply, Request, ScriptedChat
 from voicebot.testing.ears import ToyEars
 from voicebot.testing.heard import words_heard
 from voicebot.testing.recogniser import Opening, ToyRecogniser
+from voicebot.testing.seeded import run_seeded
 from voicebot.testing.tools import Run, ScriptedTool
 from voicebot.testing.voice import Speech, ToySynthesizer
 
 __all__ = [
     "IDENTITY",
     "At",
+    "Cue",
     "HeldCall",
     "Identity",
     "InterruptAfter",
+    "Network",
     "Opening",
     "Reply",
     "Request",
@@ -46,6 +58,7 @@ __all__ = [
     "caller_says",
     "hold",
     "hold_call",
+    "run_seeded",
     "toy",
     "toy_ports",
     "words_heard",

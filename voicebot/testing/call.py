@@ -9,23 +9,24 @@ No network, no threads, no real time: a minute of talk takes a fraction of a sec
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Final
 
 import trio
-import trio.testing
 
 from voicebot import nursery
 from voicebot.errors import SocketClosed
 from voicebot.plan import CallPlan
-from voicebot.ports import Chat, Ports, Synthesizer, Tool
-from voicebot.record import CallSummary
+from voicebot.playout import Epoch
+from voicebot.ports import Chat, MediaSocket, Ports, Synthesizer, Tool
+from voicebot.record import CallSummary, Moment
 from voicebot.simulator import (
     Identity,
     MemoryLine,
+    Network,
     Recording,
     Script,
     Verdict,
@@ -33,10 +34,12 @@ from voicebot.simulator import (
     open_memory_line,
     run_call,
 )
+from voicebot.simulator.network import PERFECT
 from voicebot.testing.chat import ScriptedChat
 from voicebot.testing.ears import ToyEars
 from voicebot.testing.heard import heard_by_epoch, words_heard
 from voicebot.testing.recogniser import ToyRecogniser
+from voicebot.testing.seeded import run_seeded
 from voicebot.testing.toy import read
 from voicebot.testing.voice import ToySynthesizer
 from voicebot.ws import open_media_socket
@@ -66,7 +69,9 @@ class HeldCall:
 
     def heard_in(self, turn: int) -> tuple[str, ...]:
         """Return what was heard of a turn's reply, one text for each stretch between two stops."""
-        return tuple(read(audio) for epoch, audio in self._heard.items() if epoch.turn == turn)
+        return tuple(
+            read(audio) for epoch, audio in self.audio_by_epoch.items() if epoch.turn == turn
+        )
 
     def words_heard_in(self, turn: int) -> str:
         """Return the words of a turn's reply that the caller heard; half of a word is enough.
@@ -79,7 +84,8 @@ class HeldCall:
         return words_heard(self.summary.turns[turn].generated, self.heard_in(turn))
 
     @cached_property
-    def _heard(self) -> dict[Any, bytes]:
+    def audio_by_epoch(self) -> dict[Epoch, bytes]:
+        """The audio that was heard of each stretch between two stops, by turn and number."""
         return heard_by_epoch(self.recording, self.summary)
 
 
@@ -107,13 +113,19 @@ async def hold_call(
     ports: Ports,
     plan: CallPlan,
     *,
-    network: Any = None,
+    network: Network = PERFECT,
     identity: Identity | None = None,
+    watch: Callable[[Moment], None] | None = None,
+    between: Callable[[MediaSocket], MediaSocket] | None = None,
+    server: trio.CancelScope | None = None,
 ) -> HeldCall:
     """Hold one call on Trio's clock, which a test makes virtual; return when both ends are done.
 
     Args:
-        network: a `voicebot.simulator.Network` between the two, if any.
+        network: what lies between the two.
+        watch: is shown every event of the engine's timeline as it happens; synchronous.
+        between: what the engine is given instead of its socket, for a test that has to meddle.
+        server: to be cancelled where the server is to stop under the call.
 
     Raises:
         Exception: what crashed the call, a mistake in a port or in the engine.
@@ -123,11 +135,10 @@ async def hold_call(
     Owns: the task of the engine.
     """
     caller_end, server_end = open_memory_line()
-    engine = _Engine(server_end)
-    options = {} if network is None else {"network": network}
+    engine = _Engine(server_end, watch, between or (lambda socket: socket), server)
     async with trio.open_nursery() as both:  # owns: the engine, which ends with the line
         both.start_soon(partial(engine.run, ports, plan), name="engine")
-        recording = await run_call(caller_end, script, identity or IDENTITY, **options)
+        recording = await run_call(caller_end, script, identity or IDENTITY, network)
         both.cancel_scope.deadline = trio.current_time() + JOIN_S
     if engine.crash is not None:
         raise engine.crash
@@ -143,7 +154,7 @@ def hold(
     ports: Ports,
     plan: CallPlan,
     *,
-    network: Any = None,
+    network: Network = PERFECT,
     identity: Identity | None = None,
     seed: int | None = 0,
 ) -> HeldCall:
@@ -153,27 +164,8 @@ def hold(
         seed: of the order in which Trio runs tasks that are ready at the same moment. The same
             seed gives the same call; another seed is another legal order; None leaves it to Trio.
     """
-    clock = trio.testing.MockClock(autojump_threshold=0)
     call = partial(hold_call, script, ports, plan, network=network, identity=identity)
-    with _scheduling(seed):
-        return trio.run(call, clock=clock)
-
-
-@contextmanager
-def _scheduling(seed: int | None) -> Iterator[None]:
-    """Let Trio draw the order of tasks from this seed; it has no public way to do so."""
-    if seed is None:
-        yield
-        return
-    scheduler: Any = trio._core._run
-    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r.getstate()
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
-    scheduler._r.seed(seed)
-    try:
-        yield
-    finally:
-        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before[0]
-        scheduler._r.setstate(before[1])
+    return run_seeded(seed, call)
 
 
 @dataclass
@@ -181,6 +173,9 @@ class _Engine:
     """The server's end: `ws.py` on a memory line as on a server's ASGI, and the call on it."""
 
     line: MemoryLine
+    watch: Callable[[Moment], None] | None
+    between: Callable[[MediaSocket], MediaSocket]
+    server: trio.CancelScope | None
     summary: CallSummary | None = None
     crash: BaseException | None = None
     close_code: int | None = None
@@ -200,7 +195,13 @@ class _Engine:
             if socket is None:
                 raise RuntimeError("the call's stream was not accepted")
             with self._noticing_crash():
-                self.summary = await nursery.run_call(socket, ports, plan)
+                with self.server or trio.CancelScope():
+                    await nursery.run_call(
+                        self.between(socket), ports, plan, on_end=self._end, watch=self.watch
+                    )
+
+    def _end(self, summary: CallSummary) -> None:
+        self.summary = summary
 
     async def _receive(self) -> dict[str, Any]:
         if not self._connected:

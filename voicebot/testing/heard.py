@@ -7,6 +7,7 @@ engine's timeline. How much of it was heard is the simulator's play-out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -41,16 +42,19 @@ def heard_by_epoch(recording: Recording, summary: CallSummary) -> dict[Epoch, by
 
     for happening in recording.happenings:
         match happening:
-            case Media(at_ms, audio, buffered_ms):
-                start = round((at_ms + buffered_ms) * BYTES_PER_MS)
+            case Media(_, audio, buffered_ms):
+                if happening.effect_ms == math.inf:
+                    continue  # the call was over before it arrived
+                start = round((happening.effect_ms + buffered_ms) * BYTES_PER_MS)
                 spans.append(_Span(start, start + len(audio), last))
             case Mark(_, mark):
                 turn, n, _ = mark.split(".")
                 unnamed = name(Epoch(int(turn), int(n)))
-            case Clear(at_ms):
+            case Clear():
                 unnamed = name(next(clears, last))
                 for span in spans[unplayed:]:
-                    span.end = min(span.end, round(at_ms * BYTES_PER_MS))
+                    if happening.effect_ms < math.inf:
+                        span.end = min(span.end, round(happening.effect_ms * BYTES_PER_MS))
                 unplayed = len(spans)
     heard: dict[Epoch, bytearray] = {}
     for span in spans:
