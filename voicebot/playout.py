@@ -9,7 +9,8 @@ How the heard position is found, in order of authority:
 1. An echoed mark proves that everything before it was played, unless the epoch was cleared:
    `clear` makes Twilio echo every pending mark, so such an echo proves nothing.
 2. A mark not echoed yet proves that what follows it was not played, until it is `mark_grace_ms`
-   overdue: then it counts as lost.
+   overdue: then it counts as lost. Twilio loses none; in a call in which one was lost, or came
+   behind a later one, a missing echo proves nothing any more.
 3. In between, the playout clock: what was written plays at 8 bytes a millisecond from the
    moment it was written or from the end of what was written before.
 
@@ -95,6 +96,7 @@ class Ledger:
         self._run_byte = 0
         self._pending: deque[_Pending] = deque()
         self._sequence = 0
+        self._marks_fail = False  # one was lost, or overtaken
         self._delays: deque[float] = deque(maxlen=_DELAYS)  # of the run being played
         self._round_trip: float | None = None  # the smallest delay of the call
         self._levels: list[float] = []  # of each 20 ms frame written
@@ -162,6 +164,7 @@ class Ledger:
                 # Earlier ones still pending are lost or late; what they prove is proved.
                 for _ in range(index + 1):
                     self._pending.popleft()
+                self._marks_fail = self._marks_fail or index > 0
                 self._proved = max(self._proved, pending.position)
                 delay = now - pending.due
                 self._delays.append(delay)
@@ -261,7 +264,9 @@ class Ledger:
             late = now - pending.due - self._delay()
             if late < self._slack_s:
                 break  # it is not due yet, nor is any that follows
-            if late < self._grace_s - _ROUNDING_S:
+            if late >= self._grace_s - _ROUNDING_S:
+                self._marks_fail = True
+            elif not self._marks_fail:
                 position = min(position, pending.position)
                 break
         self._reported = max(self._reported, self._proved, position)
