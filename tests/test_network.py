@@ -137,7 +137,8 @@ async def test_perfect_line_takes_no_time_and_leaves_nothing_to_chance(
         (80, "stop"),
     ]
     assert numbered(server)
-    assert [h.transit_ms for h in (*recording.medias, *recording.clears)] == [0.0] * 2
+    assert [media.transit_ms for media in recording.medias] == [0.0]
+    assert [clear.transit_ms for clear in recording.clears] == [0.0]
     assert [m.transit_ms for m in recording.marks] == [0.0] * 2
     assert [echo.late_ms for echo in recording.echoes] == [0.0] * 2
     assert again.happenings == recording.happenings

@@ -735,7 +735,7 @@ class _Call:
                 continue
             chunk = reel.read(position, chunk_bytes)
             if not reel.closed and len(chunk) < (chunk_bytes if ahead else audio.FRAME_BYTES):
-                if unmarked and not chunk:
+                if unmarked and len(chunk) < audio.FRAME_BYTES:
                     # A pause in the reply: whether it was heard up to here must be known.
                     await self.outbound.send(_Mark(epoch))
                     unmarked = 0

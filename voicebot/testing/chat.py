@@ -83,7 +83,7 @@ class ScriptedChat:
             self.cancelled += 1
             raise
         finally:
-            await linger(reply.close_s)
+            await linger(reply.close_s)  # noqa: ASYNC102  # shielded and bounded itself
 
 
 class _Deltas:

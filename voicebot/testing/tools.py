@@ -64,7 +64,7 @@ class ScriptedTool:
             await trio.sleep(run.seconds)
         except trio.Cancelled:
             self.cancelled += 1
-            await linger(run.close_s)
+            await linger(run.close_s)  # noqa: ASYNC102  # shielded and bounded itself
             raise
         self.finished += 1
         if run.error is not None:
