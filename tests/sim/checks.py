@@ -77,7 +77,7 @@ def _clears(held: Held) -> Iterator[str]:
     happenings = held.call.recording.happenings
     stops = sum(m.what == "silenced" and m.detail["cleared"] for m in held.moments)
     clears = sum(isinstance(happening, Clear) for happening in happenings)
-    ended = {act.what for _, act in held.done} & {"drop", "half-open", "stall", "stop", "drain"}
+    ended = {done.act.what for done in held.done} & {"drop", "half-open", "stall", "stop", "drain"}
     if clears != stops and not (ended and clears - stops in {-1, 0, 1}):
         yield f"I2: {clears} clears on the wire for {stops} stops"
     media = 0
@@ -100,7 +100,7 @@ def _clears(held: Held) -> Iterator[str]:
 
 def _prompt_clear(held: Held) -> Iterator[str]:
     """I3: between noticing and the clear there is nothing but the message being written."""
-    if "stall" in {act.what for _, act in held.done}:
+    if "stall" in {done.act.what for done in held.done}:
         return
     noticed: float | None = None
     for moment in held.moments:
@@ -117,7 +117,7 @@ def _prompt_clear(held: Held) -> Iterator[str]:
 def _heard(held: Held) -> Iterator[str]:
     """I4: the engine's idea of what was heard, against what was."""
     faults, network = held.conversation.faults, held.conversation.network
-    acted = {act.what for _, act in held.done}
+    acted = {done.act.what for done in held.done}
     if acted & {"half-open", "stall", "drop"}:
         return  # the truth went another way than the engine was told
     unsure = bool(faults & {"marks", "stalls"})
@@ -188,7 +188,7 @@ def _truth_ms(held: Held) -> Iterator[tuple[tuple[int, int], float]]:
 def _ends(held: Held) -> Iterator[str]:
     """I6, I7: the call ended as it should, and left nothing."""
     outcome = held.call.summary.outcome
-    acted = {act.what for _, act in held.done} | (held.conversation.faults - {"stop"})
+    acted = {done.act.what for done in held.done} | (held.conversation.faults - {"stop"})
     if held.tasks_left:
         yield f"I6: {held.tasks_left} tasks are left"
     if outcome is Outcome.CRASHED:

@@ -117,7 +117,8 @@ def draw(chance: random.Random) -> Conversation:
     speeches = tuple(_speech(chance) for _ in range(chance.choice((0, 0, 3, 8))))
     if focus is not None:
         replies[0:1] = focus.replies
-        speeches = (Speech(),) * greeted + focus.speeches + speeches
+        before = greeted and focus.phase != "greeting"
+        speeches = (Speech(),) * before + focus.speeches + speeches
     return Conversation(
         seed=chance.randrange(2**31),
         network=_network(chance, frame_ms),

@@ -28,6 +28,20 @@ AIMED: Final = (
 )
 
 
+#: Phases in which something is heard, or was.
+_WITH_AUDIO: Final = frozenset(
+    {"greeting", "verdict pending", "first frame", "speaking", "after resume", "goodbye"}
+)
+
+#: How many words into the second sentence a model breaks off, to be in the phase.
+_FAILS: Final = {
+    "between tokens": (1, 8),
+    "first frame": (6, 6),
+    "between sentences": (5, 8),
+    "after resume": (13, 22),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Act:
     """Something that happens `delay_s` after the `nth` time that `anchor` happens."""
@@ -108,15 +122,27 @@ class _Aim:
         """Return a reply of so many words, which breaks off if that is the event."""
         text = self.names.sentence(least, most) + "."
         if self.what == "model fails":
-            fails = self.chance.randint(0, most)
-            return Reply(text, gap_s=0.25, fail_after=fails)
+            words = len(text.split())
+            if self.phase == "before first token":
+                return Reply(text, gap_s=0.25, fail_after=self.chance.randint(0, words))
+            # A second sentence, or there would be no text when it breaks off.
+            text = f"{text} {self.names.sentence(24, 28)}."
+            low, high = _FAILS.get(self.phase, (1, 12))
+            return Reply(text, gap_s=0.12, fail_after=words + self.chance.randint(low, high))
         return Reply(text, **changes)  # type: ignore[arg-type]  # fields of a Reply
 
-    def speech(self, **changes: object) -> Speech:
+    def speech(self, **changes: object) -> tuple[Speech, ...]:
         """Return how a piece is spoken, which breaks off if that is the event."""
         if self.what == "voice fails":
-            return Speech(speed=1.2, fail_after_ms=self.chance.choice((0, 130, 400, 900, 1_500)))
-        return Speech(**changes)  # type: ignore[arg-type]  # fields of a Speech
+            if self.phase not in _WITH_AUDIO:
+                # Of which nothing was heard is tried once more.
+                return (Speech(first_s=self.chance.uniform(0.1, 0.6), fail_after_ms=0),) * 2
+            if self.phase == "first frame":
+                return (Speech(first_s=0.7, speed=1.2, chunk_ms=20, fail_after_ms=60),)
+            late = self.phase == "after resume"
+            fails = self.chance.choice((2_000, 2_800, 3_600) if late else (130, 400, 900, 1_500))
+            return (Speech(speed=1.2, fail_after_ms=fails),)
+        return (Speech(**changes),)  # type: ignore[arg-type]  # fields of a Speech
 
     def cough(self) -> tuple[Act, ...]:
         """Return a stop in the first reply that is not meant."""
@@ -128,7 +154,8 @@ class _Aim:
 
 
 def _greeting(aim: _Aim) -> Focus:
-    return aim.focus(aim.act("first_media", 1, 0.0, 1.5), aim.reply())
+    acts = aim.act("first_media", 1, 0.0, 1.5)
+    return aim.focus(acts, aim.reply(), speeches=aim.speech())
 
 
 def _listening(aim: _Aim) -> Focus:
@@ -137,7 +164,7 @@ def _listening(aim: _Aim) -> Focus:
 
 def _verdict_pending(aim: _Aim) -> Focus:
     acts = aim.cough() + aim.act("interrupt", 1, 0.0, 0.15)
-    return aim.focus(acts, aim.reply(12, 18), speeches=(aim.speech(),))
+    return aim.focus(acts, aim.reply(12, 18), speeches=aim.speech())
 
 
 def _before_first_token(aim: _Aim) -> Focus:
@@ -151,35 +178,35 @@ def _in_a_tool(aim: _Aim) -> Focus:
     asks = Reply(text, (ToolCall("x", name, '{"n": 99}'),), first_s=0.1)
     return aim.focus(
         aim.act("tool", 1, 0.0, 1.2), asks, aim.reply(),
-        tools=((name, not once, (run,) * 4),), speeches=(aim.speech(),) if text else (),
+        tools=((name, not once, (run,) * 4),), speeches=aim.speech() if text else (),
     )  # fmt: skip
 
 
 def _between_tokens(aim: _Aim) -> Focus:
     acts = aim.act("first_text", aim.n, 0.0, 0.7)
-    return aim.focus(acts, aim.reply(), speeches=(aim.speech(first_s=1.2),))
+    return aim.focus(acts, aim.reply(), speeches=aim.speech(first_s=1.2))
 
 
 def _first_frame(aim: _Aim) -> Focus:
     acts = aim.act("first_media", aim.n, 0.0, 0.05)
     if aim.spoken:
-        acts = aim.act("first_text", aim.n, 0.7 - LEAD_S - 0.1, 0.7 - LEAD_S + 0.1)
-    return aim.focus(acts, aim.reply(), speeches=(aim.speech(first_s=0.7),))
+        acts = aim.act("first_text", aim.n, 0.7 - LEAD_S + 0.03, 0.7 - LEAD_S + 0.1)
+    return aim.focus(acts, aim.reply(), speeches=aim.speech(first_s=0.7))
 
 
 def _speaking(aim: _Aim) -> Focus:
     return aim.focus(
-        aim.act("first_media", aim.n, 0.1, 1.5), aim.reply(12, 18), speeches=(aim.speech(),)
+        aim.act("first_media", aim.n, 0.1, 1.5), aim.reply(12, 18), speeches=aim.speech()
     )
 
 
 def _between_sentences(aim: _Aim) -> Focus:
     # The first sentence lasts 0.4 s, and the second is 1.5 s in coming.
-    text = f"{aim.names.word()}. {aim.names.sentence(5, 9)}."
-    speeches = (Speech(speed=50.0), aim.speech(first_s=1.5))
+    speeches = (Speech(speed=50.0), *aim.speech(first_s=1.5))
     low, high = (0.3, 1.0) if aim.spoken else (0.5, 1.3)
-    first = aim.reply()
-    reply = Reply(text, gap_s=first.gap_s, fail_after=first.fail_after)
+    reply = aim.reply(1, 1)
+    if aim.what != "model fails":
+        reply = Reply(f"{reply.text} {aim.names.sentence(5, 9)}.")
     return aim.focus(aim.act("first_media", aim.n, low, high), reply, speeches=speeches)
 
 
@@ -190,19 +217,19 @@ def _last_byte_sent(aim: _Aim) -> Focus:
         # All is sent 0.2 s before it has played; a character lasts 50 ms.
         sent = 0.05 * len(reply.text) - 0.05
         acts = aim.act("first_media", aim.n, sent - LEAD_S, sent - LEAD_S + 0.2)
-    return aim.focus(acts, reply, speeches=(aim.speech(speed=100.0),))
+    return aim.focus(acts, reply, speeches=aim.speech(speed=100.0))
 
 
 def _after_resume(aim: _Aim) -> Focus:
     acts = aim.cough() + aim.act("resumed", 1, 0.0, 1.0)
-    return aim.focus(acts, aim.reply(18, 26), speeches=(aim.speech(),))
+    return aim.focus(acts, aim.reply(18, 26), speeches=aim.speech())
 
 
 def _goodbye(aim: _Aim) -> Focus:
     text = aim.names.sentence(8, 14) + "."
     reply = Reply(text, (ToolCall("x", "hang_up", "{}"),), gap_s=0.0)
     return aim.focus(
-        aim.act("first_media", aim.n, 0.0, 1.5), reply, aim.reply(), speeches=(aim.speech(),)
+        aim.act("first_media", aim.n, 0.0, 1.5), reply, aim.reply(), speeches=aim.speech()
     )
 
 

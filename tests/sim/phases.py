@@ -22,13 +22,15 @@ PHASES: Final = (
     "before first token",
     "in a tool",
     "between tokens",  # there is text, and no audio yet
-    "first frame",  # there is audio, and no more than a message of it is sent
+    "first frame",  # there is audio, and less than `FIRST_S` of it has played
     "speaking",
     "between sentences",  # all that was sent has played, and more is to come
     "last byte sent",  # all is sent, and Twilio still plays
     "after resume",
     "goodbye",
 )
+
+FIRST_S: Final = 0.1
 
 #: What the columns count, in the words of the timeline or of the acts.
 EVENTS: Final = (
@@ -77,7 +79,7 @@ def tally(held: Held) -> Counter[tuple[str, str]]:
     found: Counter[tuple[str, str]] = Counter()
     phases = _Phases(held)
     interrupts = [moment.at for moment in held.moments if moment.what == "interrupt"]
-    for at, act in held.done:
+    for at, act, seen in held.done:
         what = "barge-in" if act.what == "words" else act.what
         if what in {"barge-in", "stop word", "cough", "backchannel", "twice"}:
             # The caller begins at the next frame, and the ears need three; it counts where it
@@ -90,7 +92,7 @@ def tally(held: Held) -> Counter[tuple[str, str]]:
                 continue
             found[phases.at(noticed), what] += 1
         else:
-            found[phases.at(at, including=True), what] += 1
+            found[phases.at(at, seen), what] += 1
     for moment in held.moments:
         if moment.what in _FAILURES:
             found[phases.at(moment.at), _FAILURES[moment.what]] += 1
@@ -114,17 +116,17 @@ class _Phases:
             if moment.what == "turn" and held.call.summary.turns[moment.detail["number"]].goodbye
         }
 
-    def at(self, when: float, *, including: bool = False) -> str:
-        """Return the phase just before that time, or with all that happened then."""
-        seen: dict[str, float] = {}
+    def at(self, when: float, seen: int | None = None) -> str:
+        """Return the phase just before that time, or behind so many moments."""
+        first: dict[str, float] = {}
         turn, epoch, over, pending, tools = -1, 0, True, False, 0
-        for moment in self._moments:
-            if moment.at > when or (moment.at == when and not including):
+        for number, moment in enumerate(self._moments):
+            if number == seen or (seen is None and moment.at >= when):
                 break
             match moment.what:
                 case "turn":
                     turn, epoch, over, pending = moment.detail["number"], 0, False, False
-                    tools, seen = 0, {}
+                    tools, first = 0, {}
                 case "turn_over":
                     over = True
                 case "interrupt":
@@ -137,26 +139,26 @@ class _Phases:
                     tools += 1
                 case "tool_done":
                     tools -= 1
-            seen.setdefault(moment.what, moment.at)
+            first.setdefault(moment.what, moment.at)
         if over:
             return "listening"
         if pending:
             return "verdict pending"
         if turn == 0 and self._greets:
             return "greeting"
-        if turn in self._hang_ups and "first_media" in seen:
+        if turn in self._hang_ups and "first_media" in first:
             return "goodbye"
         if epoch:
             return "after resume"
         if tools > 0:
             return "in a tool"
-        if "first_text" not in seen:
+        if "first_text" not in first:
             return "before first token"
-        if "first_audio" not in seen:
+        if "first_audio" not in first:
             return "between tokens"
-        if "first_media" not in seen or when - seen["first_media"] <= 0.06:
+        if "first_media" not in first or when - first["first_media"] <= FIRST_S:
             return "first frame"
-        if "sent" in seen:
+        if "sent" in first:
             return "last byte sent"
         playing = max((at + lasts for at, lasts in self._media if at <= when), default=0.0)
         return "speaking" if playing > when else "between sentences"

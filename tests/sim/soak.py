@@ -13,6 +13,7 @@ never edited: what is found wrong is mended, and its seed becomes a test.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -83,12 +84,15 @@ def hold_block(first: int, behind: int) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def fingerprint() -> str:
-    """Return a short hash of the code that decides how a conversation goes."""
-    files = [*(ROOT / "voicebot").rglob("*.py"), *(ROOT / "tests" / "sim").glob("*.py")]
+    """Return a short hash of the code that decides how a conversation goes: what is loaded."""
+    loaded = {Path(getattr(module, "__file__", None) or "/") for module in sys.modules.values()}
+    ours = (ROOT / "voicebot", ROOT / "tests")
     digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.read_bytes())
+    for file in sorted(loaded - {Path(__file__)}):
+        if any(file.is_relative_to(folder) for folder in ours):
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -167,7 +171,7 @@ def replay(seed: int) -> None:
     """Hold one conversation and print what happened."""
     held = hold(draw(random.Random(seed)))
     print(held.conversation)
-    for at, act in held.done:
+    for at, act, _ in held.done:
         print(f"{at:9.3f}  {act.what} {act.words}")
     for moment in held.moments:
         print(f"{moment.at:9.3f}  {moment.what} {moment.detail or ''}")

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import trio
 
@@ -38,6 +39,14 @@ GAP = silence(160)  # before what the caller says, or two of it in a row would b
 LIMIT_S = 900.0  # virtual; no conversation here takes a minute without being stuck
 
 
+class Done(NamedTuple):
+    """An act as it happened."""
+
+    at: float  # seconds since the call began
+    act: Act
+    seen: int  # how many moments of the timeline there were before
+
+
 @dataclass
 class Held:
     """A conversation that is over, and everything a check may ask."""
@@ -45,7 +54,7 @@ class Held:
     conversation: Conversation
     call: HeldCall
     moments: list[Moment]
-    done: list[tuple[float, Act]]  # acts as they happened, in seconds since the call began
+    done: list[Done]
     chat: ScriptedChat
     tools: dict[str, ScriptedTool]
     recogniser: ToyRecogniser
@@ -57,7 +66,7 @@ class Held:
     @property
     def ended_early(self) -> bool:
         """Whether something ended the call before the caller had said everything."""
-        return any(act.what in ENDS for _, act in self.done)
+        return any(done.act.what in ENDS for done in self.done)
 
     def trace(self) -> str:
         """Return a hash of all that happened, in order and with its times."""
@@ -170,7 +179,7 @@ class World:
         self.conversation = conversation
         self.began = 0.0
         self.moments: list[Moment] = []
-        self.done: list[tuple[float, Act]] = []
+        self.done: list[Done] = []
         self.cues: dict[int, Cue] = {}
         self.socket: Tampered | None = None
         self.recogniser = Dropping(conversation)
@@ -232,7 +241,7 @@ class World:
         self._do(act)
 
     def _do(self, act: Act) -> None:
-        self.done.append((trio.current_time() - self.began, act))
+        self.done.append(Done(trio.current_time() - self.began, act, len(self.moments)))
         if act.what in SPEECH:
             self.cues[id(act)].give()
         elif act.what == "drain":
