@@ -158,7 +158,7 @@ async def test_the_hang_up_waits_for_no_mark(autojump_clock: Clock) -> None:
 
     assert summary.outcome is Outcome.BOT_HUNG_UP
     played_until = socket.played[-1][0] + len(socket.played[-1][1]) / 8_000
-    assert carrier.ended[0][1] == pytest.approx(played_until + 1.0, abs=0.05)
+    assert carrier.ended[0][1] == pytest.approx(played_until + 1.2, abs=0.05)
 
 
 @pytest.mark.parametrize("failure", [ProviderError("twilio", "away"), RuntimeError("bug")])

@@ -117,7 +117,7 @@ def test_a_lost_recogniser_owes_only_what_its_successor_will_be_asked() -> None:
 def test_noise_without_words_is_no_turn() -> None:
     caller = Caller().hear(True, 0.5).hear(False, 0.1).says(Final("", finalized=True))
     caller.hear(False, 5.0)
-    assert kinds(caller.take()) == ["SpeechStarted", "Finalize"]
+    assert kinds(caller.take()) == ["SpeechStarted", "Finalize", "Nothing"]
     assert not caller.turns.caller_talking
 
 

@@ -51,6 +51,7 @@ from voicebot.turns import (
     Finalize,
     Instruction,
     Interrupt,
+    Nothing,
     RecogniserLate,
     SpeechStarted,
     Turns,
@@ -364,6 +365,8 @@ class _Call:
                     self._note("end_of_turn")
                     self._inbox.append(text)
                     self._called.ring()
+                case Nothing():
+                    self._called.ring()
                 case _ as unreachable:
                     assert_never(unreachable)
 
@@ -432,14 +435,19 @@ class _Call:
             text = " ".join(self._inbox)
             self._inbox.clear()
             self._dialog.caller_said(text)
-            if await self._turn(text, self._answer):
+            if not await self._turn(text, self._answer):
+                continue
+            # It was a goodbye. A cough over its end is waited out, words are answered.
+            while self._turns.caller_talking and self._giving_up is None:
+                await self._called.wait()
+            if not self._inbox and self._giving_up is None:
                 self.end(Outcome.BOT_HUNG_UP)
                 return
 
     async def _turn(self, caller: str, think: _Think) -> bool:
         """Give one reply: think, synthesise, speak, and be stopped or heard.
 
-        Returns whether the call is over: the reply was a goodbye, and nobody spoke over it.
+        Returns whether it was a goodbye, heard to its end.
 
         Owns: the turn nursery. It ends when the reply has been heard, or when an interruption
         was meant; leaving it joins think and synth.
@@ -465,13 +473,13 @@ class _Call:
             record.heard = " ".join(filter(None, parts))
             self._dialog.bot_said(*parts, interrupted=record.interrupted)
             self._note("turn_over", number=number, interrupted=record.interrupted)
+        goodbye = record.goodbye and not record.interrupted
         if not record.interrupted:
             self._toolbox.told()
-            if record.goodbye and not self._inbox and not self._turns.caller_talking:
-                return True
-        if not self._inbox:
+        # What a caller mumbles over a goodbye is no answer to it.
+        if not self._inbox and (not goodbye or self._turns.caller_talking):
             self._obey(self._turns.bot_ended(trio.current_time()))
-        return False
+        return goodbye
 
     async def _deliver(self, reply: _Reply) -> bool:
         """Speak a reply until it has been heard, through refuted interruptions.

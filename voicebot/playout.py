@@ -21,7 +21,8 @@ as the media did, so a clear written now stops Twilio where the clock is, less t
 message that arrives now proves to have been heard is a round trip older.
 
 A stalled line shows in the caller's own audio: it comes late, all at once. Nothing was delivered
-either way meanwhile, so Twilio has played its lead and no more.
+either way meanwhile, so Twilio has played its lead and no more: that is the lag until an echo
+tells better.
 
 Nothing here waits for a mark, and no mark can move the position past what was written.
 """
@@ -45,9 +46,7 @@ class Pacing:
     chunk_ms: int = 60  # three frames a message: a third of the work, still a fine-grained stop
     # Each mark costs a message each way; where Twilio is when a line stalls is known to this.
     mark_every_ms: int = 240
-    mark_slack_ms: int = (
-        100  # a mark this late may be on its way; as much as is safe to be wrong by
-    )
+    mark_slack_ms: int = 150  # a mark this late may be on its way: jitter of 80 ms, both ways
     mark_grace_ms: int = 1_000  # a mark later than this is lost; longer than any sane jitter
     keep_ms: int = 3_000  # heard audio kept for going back to a word edge
 
@@ -75,8 +74,11 @@ class _Pending(NamedTuple):
 
 
 _DELAYS: Final = 8  # echoes of a run whose delay is remembered; two seconds of marks
+_NO_ECHO_S: Final = 0.2  # how long an echo may take before the first has told
 _ROUNDING_S: Final = 1e-6  # sums of times differ in their last bits
 _BURST_S: Final = 0.02  # what arrives within a frame of each other came at once
+_CAUGHT_S: Final = 0.08  # written so long before a stall, and jitter had it come too late
+_WRITES: Final = 128  # messages remembered: 7 s, longer than a call without media lasts
 _WINDOW_S: Final = 5.0  # of media, to know the shortest way: clocks drift by 0.1 ms in it
 
 
@@ -95,14 +97,15 @@ class Ledger:
         self._run_start = 0.0  # the run being played: when and at which byte it began
         self._run_byte = 0
         self._pending: deque[_Pending] = deque()
+        self._writes: deque[tuple[float, int]] = deque(maxlen=_WRITES)  # when up to which byte
         self._sequence = 0
         self._marks_fail = False  # one was lost, or overtaken
         self._delays: deque[float] = deque(maxlen=_DELAYS)  # of the run being played
         self._round_trip: float | None = None  # the smallest delay of the call
         self._levels: list[float] = []  # of each 20 ms frame written
         self._way = _ShortestWay()
-        self._late_s = 0.0  # of the caller's audio that came last
-        self._late_at = -math.inf
+        self._stall_at = -math.inf  # when the last stall of the line was seen to be over
+        self._guessed = False  # the delay of this run is inferred from a stall
         self.stale_marks = 0
         self.underruns = 0
         self.underrun_s = 0.0
@@ -120,6 +123,7 @@ class Ledger:
         self._epoch, self._base = epoch, position
         self._written = self._proved = self._reported = self._run_byte = self._sequence = 0
         self._pending.clear()
+        self._writes.clear()
         self._levels.clear()
 
     def media_written(self, epoch: Epoch, chunk: bytes, now: float) -> None:
@@ -136,7 +140,9 @@ class Ledger:
                 self.underrun_s += now - end
             self._run_start, self._run_byte = now, self._written
             self._delays.clear()  # the lag of a run ends with it
+            self._guessed = False
         self._written += len(chunk)
+        self._writes.append((now, self._written))
         self._levels += [
             audio.dbov(chunk[i : i + audio.FRAME_BYTES])
             for i in range(0, len(chunk), audio.FRAME_BYTES)
@@ -166,10 +172,7 @@ class Ledger:
                     self._pending.popleft()
                 self._marks_fail = self._marks_fail or index > 0
                 self._proved = max(self._proved, pending.position)
-                delay = now - pending.due
-                self._delays.append(delay)
-                known = self._round_trip
-                self._round_trip = delay if known is None else min(known, delay)
+                self._take_delay(now - pending.due, now)
                 return True
         self.stale_marks += 1
         return False
@@ -177,9 +180,26 @@ class Ledger:
     def caller_heard(self, timestamp_ms: int, now: float) -> None:
         """Take note of when audio of the caller was sent, by Twilio's stamp, and came."""
         late = self._way.late(timestamp_ms / 1_000, now)
-        burst = now - self._late_at < _BURST_S
-        self._late_s = max(self._late_s, late) if burst else late
-        self._late_at = now
+        if late <= self._lead_s:
+            return
+        # The first of a burst was sent when the stall began; those that follow tell nothing new.
+        if self._written and now - self._stall_at > _BURST_S:
+            lag = max(self._lag(), now - self._dry_at(now - late - _CAUGHT_S))
+            self._delays.clear()
+            self._delays.append((self._round_trip or 0.0) + lag)
+            self._guessed = True
+        self._stall_at = now
+
+    def _take_delay(self, delay: float, now: float) -> None:
+        """Take note of how long after the clock an echo came."""
+        if self._guessed:
+            if now - self._stall_at <= _BURST_S:
+                return  # held up by the stall
+            self._delays.clear()
+            self._guessed = False
+        self._delays.append(delay)
+        known = self._round_trip
+        self._round_trip = delay if known is None else min(known, delay)
 
     # What the speak scope asks.
 
@@ -207,7 +227,7 @@ class Ledger:
 
     def overdue_at(self) -> float:
         """Return when everything written counts as played even if no mark comes back."""
-        return self._clock_end() + self._delay() + self._grace_s
+        return self._clock_end() + self._echo_delay() + self._grace_s
 
     def playing_dbov(self, now: float) -> float:
         """Return the level of what the caller hears now; -inf where nothing plays."""
@@ -228,9 +248,7 @@ class Ledger:
         """End the open epoch: its position is frozen and its late echoes prove nothing."""
         if self._epoch is None:
             raise LocalProtocolError("no epoch is open")
-        lag = self._delay() - (self._round_trip or 0.0)
-        stalled = max(0.0, self._late_s - self._lead_s) if now - self._late_at < _BURST_S else 0.0
-        heard = self._heard(now, lag + stalled)
+        heard = self._heard(now, self._lag())
         cut = Cut(self._base + heard, self._written - heard, cleared)
         self._epoch = None
         self._pending.clear()
@@ -253,15 +271,33 @@ class Ledger:
         return max(0, min(self._run_byte + played, self._written))
 
     def _delay(self) -> float:
-        """Return how long after the clock an echo is due."""
+        """Return how long after the clock an echo is expected."""
         return min(self._delays, default=self._round_trip or 0.0)
+
+    def _echo_delay(self) -> float:
+        """Return how long after the clock an echo may come and be on time."""
+        return max(self._delay(), _NO_ECHO_S) if self._round_trip is None else self._delay()
+
+    def _dry_at(self, stalled: float) -> float:
+        """Return when Twilio ran dry, if nothing that was written after that time came through."""
+        began, byte = self._run_start, self._run_byte
+        for at, written in self._writes:
+            if at >= stalled:
+                break
+            byte = max(byte, written)
+        return max(stalled, began + (byte - self._run_byte) / audio.BYTES_PER_S)
+
+    def _lag(self) -> float:
+        """Return by how much of that Twilio plays later than the clock."""
+        return self._delay() - (self._round_trip or 0.0)
 
     def _heard(self, now: float, behind: float) -> int:
         if not self._written:
             return 0
         position = self._clock(now - behind)
+        delay = self._echo_delay()
         for pending in self._pending:
-            late = now - pending.due - self._delay()
+            late = now - pending.due - delay
             if late < self._slack_s:
                 break  # it is not due yet, nor is any that follows
             if late >= self._grace_s - _ROUNDING_S:

@@ -11,7 +11,7 @@ that the caller has finished.
 |           | else: TALKING                      |                    |                |           |
 | SUSPECTED | –                                  | Verdict(yes),      | Verdict(no),   | both, then|
 |           |                                    | TALKING            | QUIET          | QUIET     |
-| TALKING   | –                                  | –                  | QUIET          | EndOfTurn,|
+| TALKING   | –                                  | –                  | Nothing, QUIET | EndOfTurn,|
 |           |                                    |                    |                | QUIET     |
 
 Meant: words that are more than a sign of listening. Length alone means nothing: until there are
@@ -96,7 +96,12 @@ class EndOfTurn:
     text: str
 
 
-Instruction = SpeechStarted | Finalize | RecogniserLate | Interrupt | Verdict | EndOfTurn
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """What was taken for the caller's speech, with nobody to interrupt, was without words."""
+
+
+Instruction = SpeechStarted | Finalize | RecogniserLate | Interrupt | Verdict | EndOfTurn | Nothing
 
 
 class _Caller(enum.Enum):
@@ -268,12 +273,12 @@ class Turns:
 
     def _refute(self, now: float) -> Sequence[Instruction]:
         """Give the floor back: it was noise, or only a sign of listening."""
-        suspected, said = self._caller is _Caller.SUSPECTED, self._said()
+        before, said = self._caller, self._said()
         self._caller = _Caller.QUIET
         self._words.clear()
         self._partial = ""
-        if not suspected:
-            return ()
+        if before is not _Caller.SUSPECTED:
+            return [Nothing()] if before is _Caller.TALKING else ()
         self._passed_over = (said, now) if said else None
         return [Verdict(confirmed=False)]
 
