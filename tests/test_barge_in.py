@@ -227,6 +227,68 @@ async def test_barge_in_while_a_message_is_being_written_waits_for_that_message_
     assert summary.turns[1].heard
 
 
+@pytest.mark.parametrize("late", [0.0, 0.05, 0.4])
+async def test_the_position_is_right_when_a_send_returns_long_after_it_was_delivered(
+    late: float,
+    autojump_clock: Clock,
+) -> None:
+    """Nothing may overtake it: Twilio plays on until the clear, which waits for its turn."""
+    message_ms = 60 if late > 0.2 else 0  # longer than the lead: it may have begun to play, or not
+
+    class Lagging(FakeTwilio):
+        async def send(self, message: twilio.Outbound) -> None:
+            await super().send(message)
+            if isinstance(message, twilio.SendMedia) and 4.98 < self.now() < 5.1:
+                await trio.sleep(late)
+
+    summary, socket, _ = await interrupted_call(
+        5.0, socket=Lagging(voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=13.0)
+    )
+
+    [clear] = socket.times(twilio.SendClear)
+    [silenced] = [moment for moment in summary.timeline if moment.what == "silenced"]
+    played_ms = sum(len(audio) for at, audio in socket.played if at < clear) / 8
+    assert silenced.detail["heard_ms"] == pytest.approx(played_ms, abs=20 + message_ms)
+
+
+async def test_what_is_still_being_written_was_not_heard(autojump_clock: Clock) -> None:
+    """The peer takes a message only after a while; until then it plays nothing new."""
+    socket = FakeTwilio(voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=13.0)
+
+    async def slow(message: twilio.Outbound) -> None:
+        if isinstance(message, twilio.SendMedia):
+            await trio.sleep(0.15)
+
+    socket.send_gate = slow
+
+    summary, socket, _ = await interrupted_call(5.0, socket=socket)
+
+    [clear] = socket.times(twilio.SendClear)
+    [silenced] = [moment for moment in summary.timeline if moment.what == "silenced"]
+    played_ms = sum(len(audio) for at, audio in socket.played if at < clear) / 8
+    assert silenced.detail["heard_ms"] == pytest.approx(played_ms, abs=20)
+
+
+async def test_barge_in_tears_no_message(autojump_clock: Clock) -> None:
+    """A message is always being written; half of one would doom the socket."""
+    socket = FakeTwilio(voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=13.0)
+    torn: list[float] = []
+
+    async def slow(message: twilio.Outbound) -> None:
+        try:
+            await trio.sleep(0.055)
+        except trio.Cancelled:
+            torn.append(socket.now())
+            raise
+
+    socket.send_gate = slow
+
+    summary, socket, _ = await interrupted_call(5.0, socket=socket)
+
+    assert [turn.interrupted for turn in summary.turns] == [True, False]
+    assert torn == []
+
+
 async def test_interruption_with_dtmf_is_still_one_interruption(autojump_clock: Clock) -> None:
     socket = FakeTwilio(
         voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=12.0, scripted=[(5.06, twilio.Dtmf("1"))]
