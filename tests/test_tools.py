@@ -72,6 +72,22 @@ async def test_a_tool_runs_while_what_was_said_before_it_is_spoken(autojump_cloc
     assert socket.times(twilio.SendMedia)[0] < record.ended - 2.5
 
 
+async def test_what_is_said_between_tool_calls_stands_between_them(autojump_clock: Clock) -> None:
+    again = ToolCall("x", "book", '{"n": 2}')
+    said = ["One moment.", BOOK], ["One more.", again], "Done."
+
+    summary, _, chat = await call(said, FakeTool(takes=0.2))
+
+    assert shown(chat.requests[2]) == [
+        ("user", "book it"),
+        ("assistant", "One moment."),
+        ("tool", "done 1"),
+        ("assistant", "One more."),
+        ("tool", "done 2"),
+    ]
+    assert summary.turns[0].heard == "One moment. One more. Done."
+
+
 async def test_several_tools_of_one_answer_run_at_the_same_time(autojump_clock: Clock) -> None:
     tools = FakeTool("one", takes=2.0), FakeTool("two", takes=2.0)
     calls: list[str | ToolCall] = [ToolCall("", "one", ""), ToolCall("", "two", "{}")]
