@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
 
@@ -312,6 +313,19 @@ def test_a_mark_is_waited_for_no_longer_than_its_grace() -> None:
     assert ledger.heard(11.1) == 1_100 * 8
 
 
+@pytest.mark.xfail(
+    reason="until an echo is there the round trip is taken to be none, and the first mark for late",
+    strict=True,
+)
+def test_the_first_mark_of_a_call_is_not_late_before_the_round_trip_is_known() -> None:
+    """A network that takes 100 ms each way; the caller speaks into the greeting's third word."""
+    ledger = opened()
+    write(ledger, 240, 10.0, mark=True)  # its echo comes at 10.44
+    write(ledger, 360, 10.2)
+
+    assert ledger.close(10.43, cleared=True).heard >= (430 - 150) * 8
+
+
 # A line that stalls shows in the caller's audio, which comes late and all at once.
 
 
@@ -346,17 +360,6 @@ def test_a_stall_shorter_than_the_lead_is_not_heard() -> None:
     stalled(ledger, 10.5, 10.66)
 
     assert ledger.close(10.665, cleared=True).heard == 665 * 8
-
-
-def test_a_stall_that_is_over_has_no_effect() -> None:
-    ledger = opened()
-    listening(ledger, 9.0, 10.0)
-    for i in range(20):
-        write(ledger, 100, 10.0 + 0.1 * i)
-    stalled(ledger, 10.0, 10.6)
-    listening(ledger, 10.6, 11.5)
-
-    assert ledger.close(11.505, cleared=True).heard == 1_505 * 8
 
 
 def test_a_way_that_is_long_but_even_is_no_stall() -> None:
@@ -442,68 +445,124 @@ def test_heard_is_near_the_truth_and_never_goes_back(
 class Line:
     """One direction of a network: each message takes its time, and none overtakes another."""
 
-    def __init__(self, chance: random.Random, delay: float, jitter: float) -> None:
-        self._chance, self._delay, self._jitter = chance, delay, jitter
+    def __init__(
+        self, chance: random.Random, delay: float, jitter: float, stall: tuple[float, float]
+    ) -> None:
+        self._chance, self._delay, self._jitter, self._stall = chance, delay, jitter, stall
         self._last = 0.0
 
     def arrival(self, now: float) -> float:
-        self._last = max(self._last, now + self._delay + self._chance.uniform(0, self._jitter))
+        at = now + self._delay + self._chance.uniform(0, self._jitter)
+        begin, seconds = self._stall
+        if begin <= at < begin + seconds:
+            at = begin + seconds
+        self._last = max(self._last, at)
         return self._last
 
 
+def claim_and_truth(
+    there: Line, back: Line, speech: list[tuple[int, float]], cut_at: float
+) -> tuple[int, int]:
+    """Speak as the call does, the lead ahead and with marks; return both positions at the clear.
+
+    `speech` is ms of audio, each with a pause behind it in which there is none to be spoken.
+    Something was said before, so that the round trip is known.
+    """
+    pacing = Pacing()
+    ledger, player = Ledger(pacing), Player()
+    begin, step = 100.0, 0.005
+    before = Epoch(2, 0)
+    ledger.open(before, 0)
+    ledger.media_written(before, LOUD * 1_600, begin - 2)
+    ledger.mark_written(before, ledger.next_mark(before))
+    player.write(1_600, there.arrival(begin - 2))
+    ready: list[tuple[float, int]] = []  # when how many bytes are there to be spoken
+    at = begin
+    for audio_ms, pause in speech:
+        ready.append((at, audio_ms * 8))
+        at += audio_ms / 1_000 + pause
+    # What Twilio says, as it leaves and as it arrives: a mark's name, or a stamp of audio.
+    leaving: list[tuple[float, str]] = [(begin - 2 + 0.02 * i, str(20 * i)) for i in range(400)]
+    arriving: list[tuple[float, str]] = []
+    heapq.heappush(leaving, (player.free_at, "2.0.1"))
+    unmarked = 0
+    for now in (begin - 2 + step * i for i in range(math.ceil((2 + cut_at) / step))):
+        while leaving[0][0] <= now:
+            left_at, said = heapq.heappop(leaving)
+            arriving.append((back.arrival(left_at), said))
+        while arriving and arriving[0][0] <= now:
+            came_at, said = arriving.pop(0)
+            if "." in said:
+                assert ledger.mark_echoed(said, came_at)
+            else:
+                ledger.caller_heard(int(said), came_at)
+        if now < begin:
+            continue
+        if ledger.open_epoch == before:
+            assert ledger.close(now, cleared=False).heard == 1_600
+            ledger.open(E0, 0)
+        left = sum(size for at, size in ready if at <= now) - ledger.written
+        if left and ledger.buffered_s(now) * 1_000 <= pacing.lead_ms - pacing.chunk_ms:
+            size = min(left, pacing.chunk_ms * 8)
+            ledger.media_written(E0, LOUD * size, now)
+            player.write(size, there.arrival(now))
+            unmarked += size
+            left -= size
+        if unmarked >= pacing.mark_every_ms * 8 or (unmarked and not left):
+            name = ledger.next_mark(E0)
+            ledger.mark_written(E0, name)
+            heapq.heappush(leaving, (max(there.arrival(now), player.free_at), name))
+            unmarked = 0
+    now = begin + cut_at
+    written = ledger.written
+    cut = ledger.close(now, cleared=True)
+    assert cut.heard + cut.discarded == written
+    return cut.heard, player.played(there.arrival(now)) - 1_600
+
+
+SPEECH = st.lists(st.tuples(st.integers(1, 1_500), st.floats(0, 0.8)), min_size=1, max_size=6)
+
+
 @given(
-    st.randoms(use_true_random=False),
-    st.floats(0, 0.08),  # there
-    st.floats(0, 0.08),  # and back
-    st.floats(0, 0.06),  # and what chance adds
-    st.lists(st.tuples(st.integers(1, 1_500), st.floats(0, 0.8)), min_size=1, max_size=6),
-    st.floats(0.02, 4),
+    chance=st.randoms(use_true_random=False),
+    there_s=st.floats(0, 0.08),
+    back_s=st.floats(0, 0.08),
+    jitter_s=st.floats(0, 0.08),
+    speech=SPEECH,
+    cut_at=st.floats(0.02, 4),
 )
 def test_where_a_clear_stops_is_known_to_150_ms_when_marks_behave(
     chance: random.Random,
     there_s: float,
     back_s: float,
     jitter_s: float,
-    speech: list[tuple[int, float]],  # ms of audio, and then a pause in which there is none
+    speech: list[tuple[int, float]],
     cut_at: float,
 ) -> None:
-    """Written as the call writes: in time, the lead ahead, with marks; Twilio is a model."""
-    pacing = Pacing()
-    ledger, player = Ledger(pacing), Player()
-    ledger.open(E0, 0)
-    there, back = Line(chance, there_s, jitter_s), Line(chance, back_s, jitter_s)
-    begin = now = 100.0
-    ready: list[tuple[float, int]] = []  # when how many bytes are there to be spoken
-    at = begin
-    for audio_ms, pause in speech:
-        ready.append((at, audio_ms * 8))
-        at += audio_ms / 1_000 + pause
-    echoes: list[tuple[float, str]] = []
-    frame = unmarked = 0
-    while now < begin + cut_at:
-        while begin - 2 + frame * 0.02 <= now:
-            ledger.caller_heard(frame * 20, back.arrival(now))
-            frame += 1
-        while echoes and echoes[0][0] <= now:
-            ledger.mark_echoed(echoes[0][1], now)
-            echoes.pop(0)
-        left = sum(size for at, size in ready if at <= now) - ledger.written
-        if left and ledger.buffered_s(now) * 1_000 <= pacing.lead_ms - pacing.chunk_ms:
-            size = min(left, pacing.chunk_ms * 8)
-            write(ledger, 0, now)
-            ledger.media_written(E0, LOUD * size, now)
-            player.write(size, there.arrival(now))
-            unmarked += size
-        if unmarked >= pacing.mark_every_ms * 8 or (unmarked and left == 0):
-            name = ledger.next_mark(E0)
-            ledger.mark_written(E0, name)
-            echoes.append((back.arrival(max(there.arrival(now), player.free_at)), name))
-            unmarked = 0
-        now += 0.005
+    there, back = (Line(chance, way_s, jitter_s, (0, 0)) for way_s in (there_s, back_s))
 
-    written = ledger.written
-    cut = ledger.close(now, cleared=True)
-    truth = player.played(there.arrival(now))
+    claim, truth = claim_and_truth(there, back, speech, cut_at)
 
-    assert cut.heard + cut.discarded == written
-    assert abs(cut.heard - truth) <= 150 * 8
+    assert abs(claim - truth) <= 150 * 8
+
+
+@given(
+    chance=st.randoms(use_true_random=False),
+    way_s=st.floats(0, 0.08),
+    speech=SPEECH,
+    cut_at=st.floats(0.02, 4),
+    stall=st.tuples(st.floats(100, 104), st.floats(0, 1)),
+)
+def test_a_stalled_line_hides_no_more_than_half_a_second_of_what_was_heard(
+    chance: random.Random,
+    way_s: float,
+    speech: list[tuple[int, float]],
+    cut_at: float,
+    stall: tuple[float, float],
+) -> None:
+    """Where Twilio is while nothing comes through is known to the last marks and to the lead."""
+    there, back = (Line(chance, way_s, 0.02, stall) for _ in range(2))
+
+    claim, truth = claim_and_truth(there, back, speech, cut_at)
+
+    assert abs(claim - truth) <= 500 * 8
