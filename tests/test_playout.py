@@ -164,6 +164,20 @@ def test_close_freezes_and_the_echoes_of_a_clear_prove_nothing() -> None:
     assert ledger.heard(11.05) == 640 + 400
 
 
+@pytest.mark.parametrize("following", [Epoch(3, 1), Epoch(4, 0)])
+def test_a_late_echo_proves_nothing_about_the_next_epoch(following: Epoch) -> None:
+    ledger = opened()
+    name = write(ledger, 500, 10.0, mark=True)
+    ledger.close(10.1, cleared=True)
+    ledger.open(following, 0)
+    write(ledger, 500, 10.2, mark=True)
+
+    assert not ledger.mark_echoed(name, 10.21)
+
+    assert ledger.heard(10.25) == 50 * 8
+    assert not ledger.played_out()
+
+
 def test_media_of_a_closed_epoch_is_a_bug() -> None:
     ledger = opened()
     write(ledger, 100, 10.0)

@@ -165,6 +165,22 @@ async def test_a_model_that_asks_for_tools_for_ever_must_answer(autojump_clock: 
     assert summary.turns[0].heard == "Done."
 
 
+async def test_a_model_that_asks_although_no_tool_is_offered_apologises(
+    autojump_clock: Clock,
+) -> None:
+    tool = FakeTool(takes=0.1)
+
+    summary, _, chat = await call([[BOOK]] * 6, tool, apology="Sorry.")
+
+    assert chat.offered[-1] == []
+    assert summary.turns[0].heard == "Sorry."
+
+
+async def test_hang_up_is_not_to_be_run_as_a_tool() -> None:
+    with pytest.raises(AssertionError, match="ends itself"):
+        await toolbox.HANG_UP_TOOL.run({})
+
+
 # Interruptions.
 
 
