@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -227,6 +229,68 @@ async def test_barge_in_while_a_message_is_being_written_waits_for_that_message_
     assert summary.turns[1].heard
 
 
+@pytest.mark.parametrize("late", [0.0, 0.05, 0.4])
+async def test_the_position_is_right_when_a_send_returns_long_after_it_was_delivered(
+    late: float,
+    autojump_clock: Clock,
+) -> None:
+    """Nothing may overtake it: Twilio plays on until the clear, which waits for its turn."""
+    message_ms = 60 if late > 0.2 else 0  # longer than the lead: it may have begun to play, or not
+
+    class Lagging(FakeTwilio):
+        async def send(self, message: twilio.Outbound) -> None:
+            await super().send(message)
+            if isinstance(message, twilio.SendMedia) and 4.98 < self.now() < 5.1:
+                await trio.sleep(late)
+
+    summary, socket, _ = await interrupted_call(
+        5.0, socket=Lagging(voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=13.0)
+    )
+
+    [clear] = socket.times(twilio.SendClear)
+    [silenced] = [moment for moment in summary.timeline if moment.what == "silenced"]
+    played_ms = sum(len(audio) for at, audio in socket.played if at < clear) / 8
+    assert silenced.detail["heard_ms"] == pytest.approx(played_ms, abs=20 + message_ms)
+
+
+async def test_what_is_still_being_written_was_not_heard(autojump_clock: Clock) -> None:
+    """The peer takes a message only after a while; until then it plays nothing new."""
+    socket = FakeTwilio(voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=13.0)
+
+    async def slow(message: twilio.Outbound) -> None:
+        if isinstance(message, twilio.SendMedia):
+            await trio.sleep(0.15)
+
+    socket.send_gate = slow
+
+    summary, socket, _ = await interrupted_call(5.0, socket=socket)
+
+    [clear] = socket.times(twilio.SendClear)
+    [silenced] = [moment for moment in summary.timeline if moment.what == "silenced"]
+    played_ms = sum(len(audio) for at, audio in socket.played if at < clear) / 8
+    assert silenced.detail["heard_ms"] == pytest.approx(played_ms, abs=20)
+
+
+async def test_barge_in_tears_no_message(autojump_clock: Clock) -> None:
+    """A message is always being written; half of one would doom the socket."""
+    socket = FakeTwilio(voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=13.0)
+    torn: list[float] = []
+
+    async def slow(message: twilio.Outbound) -> None:
+        try:
+            await trio.sleep(0.055)
+        except trio.Cancelled:
+            torn.append(socket.now())
+            raise
+
+    socket.send_gate = slow
+
+    summary, socket, _ = await interrupted_call(5.0, socket=socket)
+
+    assert [turn.interrupted for turn in summary.turns] == [True, False]
+    assert torn == []
+
+
 async def test_interruption_with_dtmf_is_still_one_interruption(autojump_clock: Clock) -> None:
     socket = FakeTwilio(
         voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=12.0, scripted=[(5.06, twilio.Dtmf("1"))]
@@ -295,6 +359,27 @@ async def test_coughs_in_a_row_do_not_go_back_word_by_word(autojump_clock: Clock
     stops = [m.detail["heard_ms"] for m in summary.timeline if m.what == "silenced"]
     assert len(stops) == 8
     assert min(stops) > stops[0] - 8 * 50 - 250  # a word, and the network's delay
+    assert summary.turns[0].heard == LONG
+
+
+async def test_coughs_between_which_nothing_gets_through_do_not_go_back(
+    autojump_clock: Clock,
+) -> None:
+    """What is being written when the next cough comes plays for no time at all."""
+    coughs = [(5.0 + 0.8 * i, 5.08 + 0.8 * i) for i in range(5)]
+    socket = FakeTwilio(voice=[(1.0, 2.0), *coughs], stop_at=20.0)
+
+    async def slow(message: twilio.Outbound) -> None:
+        if isinstance(message, twilio.SendMedia) and 5.1 < socket.now() < 8.8:
+            await trio.sleep(0.6)
+
+    socket.send_gate = slow
+
+    summary = await run_call(socket, ports(FakeEar(["tell me"]), FakeChat([LONG])), plan())
+
+    begun = [m.detail["from_ms"] for m in summary.timeline if m.what == "resumed"]
+    assert len(begun) == 5
+    assert begun == [begun[0]] * 5
     assert summary.turns[0].heard == LONG
 
 
@@ -407,6 +492,35 @@ async def test_interruption_between_end_of_turn_and_reply_is_not_lost(
     assert summary.turns[-1].heard == "Sorry."
 
 
+async def test_two_turns_that_end_while_the_reply_before_is_torn_down_are_answered_together(
+    autojump_clock: Clock,
+) -> None:
+    chat = FakeChat([f"First this. {LONG}", "Sorry."], gap=0.4, slow_close=5.0)
+    socket = FakeTwilio(voice=[(1.0, 2.0), (4.0, 4.6), (6.0, 6.6)], stop_at=18.0)
+    ear = FakeEar(["tell me", "no wait", "the other one"])
+
+    summary = await run_call(socket, ports(ear, chat), plan())
+
+    assert [turn.caller for turn in summary.turns] == ["tell me", "no wait the other one"]
+    assert chat.requests[1][-1].content == "no wait the other one"
+    assert summary.turns[1].heard == "Sorry."
+
+
+async def test_an_echo_that_comes_before_the_send_of_its_mark_returns_counts(
+    autojump_clock: Clock,
+) -> None:
+    class Lagging(FakeTwilio):
+        async def send(self, message: twilio.Outbound) -> None:
+            await super().send(message)
+            if isinstance(message, twilio.SendMark):
+                await trio.sleep(0.3)
+
+    summary = await run_call(Lagging(stop_at=6.0), ports(), plan(greeting="Hello there."))
+
+    assert summary.turns[0].heard == "Hello there."
+    assert (summary.counts["stale_marks"], summary.counts.get("lost_marks", 0)) == (0, 0)
+
+
 # Providers that fail while the bot speaks or thinks.
 
 
@@ -441,6 +555,60 @@ async def test_a_model_that_stalls_is_given_up_in_time(autojump_clock: Clock) ->
     )
 
     assert summary.turns[0].heard == "One two. Sorry."
+
+
+async def test_a_model_that_never_begins_is_given_up_in_time(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=9.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me"]), FakeChat([LONG], first=math.inf)),
+        plan(apology="Sorry.", timeouts=Timeouts(first_token_s=2.0)),
+    )
+
+    assert summary.turns[0].heard == "Sorry."
+    assert summary.turns[0].first_text == pytest.approx(2.55 + 2.0, abs=0.1)
+
+
+async def test_a_model_and_a_voice_that_are_far_ahead_are_not_taken_to_be_stalled(
+    autojump_clock: Clock,
+) -> None:
+    """There are more sentences than may wait for synthesis, whose audio fills the reel."""
+    reply = "So it is. " * 160  # 72 s of speech; 64 sentences wait, and 20 s of audio
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=90.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me"]), FakeChat([reply], gap=0.0), FakeVoice(first=0.0)),
+        plan(timeouts=Timeouts(token_gap_s=0.3, audio_gap_s=0.1)),
+    )
+
+    assert summary.turns[0].heard == reply.strip()
+    assert "thinking_failures" not in summary.counts
+    assert "synthesis_failures" not in summary.counts
+
+
+async def test_a_voice_that_stalls_is_given_up_in_time_and_the_next_turn_is_answered(
+    autojump_clock: Clock,
+) -> None:
+    class Stalling(FakeVoice):
+        async def _chunks(self, text: str, index: int) -> Any:
+            async with aclosing(super()._chunks(text, index)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+                    if index == 0:
+                        await trio.sleep_forever()
+
+    socket = FakeTwilio(voice=[(1.0, 2.0), (7.0, 8.0)], stop_at=13.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me", "again"]), FakeChat([LONG, "Fine."]), Stalling()),
+        plan(timeouts=Timeouts(audio_gap_s=1.0)),
+    )
+
+    assert [turn.interrupted for turn in summary.turns] == [False, False]
+    assert summary.turns[1].heard == "Fine."
 
 
 async def test_synthesis_that_fails_twice_ends_the_call(autojump_clock: Clock) -> None:

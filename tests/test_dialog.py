@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from voicebot.dialog import MAX_HISTORY_CHARS, Dialog
+from voicebot.dialog import MAX_HISTORY_CHARS, MAX_RESULT_CHARS, Dialog
+from voicebot.ports import ToolCall
 
 
 def said(dialog: Dialog) -> list[tuple[str, str]]:
@@ -52,3 +53,36 @@ def test_the_oldest_messages_go_first_but_never_the_prompt_or_the_newest() -> No
 
     dialog.caller_said("x" * MAX_HISTORY_CHARS * 2)
     assert len(dialog.messages()) == 2
+
+
+def test_a_result_is_never_shown_without_its_call() -> None:
+    dialog = Dialog("")
+    dialog.tools_called("w" * 1_000, [ToolCall("c", "book", "{}")])
+    dialog.tool_returned("c", "r" * MAX_RESULT_CHARS)
+    dialog.bot_said("w" * 1_000, "z" * (MAX_HISTORY_CHARS - MAX_RESULT_CHARS), interrupted=False)
+
+    assert [role for role, _ in said(dialog)] == ["assistant"]  # the call would be too much
+
+
+def test_arguments_of_tool_calls_count_as_history() -> None:
+    dialog = Dialog("")
+    dialog.tools_called("", [ToolCall("c", "book", "x" * MAX_HISTORY_CHARS)])
+    dialog.bot_said("", "Done.", interrupted=False)
+
+    assert said(dialog) == [("assistant", "Done.")]
+
+
+def test_what_was_heard_around_tool_calls_stands_where_it_was_said() -> None:
+    dialog = Dialog("")
+    dialog.tools_called("one moment please", [ToolCall("c", "look", "{}")])
+    dialog.tools_called("and another", [ToolCall("d", "look", "{}")])
+    dialog.bot_said("one moment please", "and", "", interrupted=True)
+    dialog.caller_said("stop")
+    dialog.bot_said("Sorry.", interrupted=False)
+
+    assert [text for role, text in said(dialog) if role != "tool"] == [
+        "one moment please",
+        'and… [interrupted by the caller after: "and"]',
+        "stop",
+        "Sorry.",
+    ]

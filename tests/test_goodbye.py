@@ -15,7 +15,7 @@ from voicebot import twilio
 from voicebot.errors import ProviderError
 from voicebot.nursery import run_call
 from voicebot.plan import Timeouts
-from voicebot.ports import ToolCall
+from voicebot.ports import Final, Partial, ToolCall, Transcript
 from voicebot.record import CallSummary, Outcome
 
 Clock = trio.testing.MockClock
@@ -148,6 +148,44 @@ async def test_a_caller_who_speaks_as_the_goodbye_ends_is_answered(
     else:
         assert summary.outcome is Outcome.BOT_HUNG_UP
         assert before_the_end < 0.06 + 0.02
+
+
+@pytest.mark.parametrize("steps", range(8))
+@pytest.mark.parametrize("said", [Partial("wait"), Final("wait", end_of_turn=True)])
+async def test_words_in_the_very_step_in_which_the_goodbye_ends_are_answered_or_never_taken(
+    said: Transcript, steps: int, autojump_clock: Clock
+) -> None:
+    ear, spoken = FakeEar([]), trio.Event()
+
+    class Ending(FakeTwilio):
+        async def receive(self) -> twilio.Inbound:
+            event = await super().receive()
+            # Of "Bye." there are two marks; with the echo of the second it is heard.
+            if event == twilio.Mark("0.0.2"):
+                spoken.set()
+            return event
+
+    async def speak() -> None:
+        await spoken.wait()
+        for _ in range(steps):
+            await trio.lowlevel.checkpoint()
+        ear.push(said)
+        if isinstance(said, Partial):
+            await trio.sleep(0.5)
+            ear.push(Final("wait one more thing", end_of_turn=True))
+
+    socket, chat = Ending(stop_at=14.0), FakeChat([["Bye.", HANG_UP], "Of course."])
+    ear.push(Final("that is all", end_of_turn=True))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(speak)
+        summary = await run_call(socket, ports(ear, chat, endpointing="provider"), plan())
+        nursery.cancel_scope.cancel()
+
+    happened = [moment.what for moment in summary.timeline]
+    taken = "interrupt" in happened[: happened.index("turn_over")]
+    assert summary.outcome is (Outcome.HUNG_UP if taken else Outcome.BOT_HUNG_UP)
+    assert summary.turns[0].heard == "Bye."
+    assert summary.turns[-1].heard == ("Of course." if taken else "Bye.")
 
 
 async def test_the_hang_up_waits_for_no_mark(autojump_clock: Clock) -> None:

@@ -93,6 +93,19 @@ async def test_what_was_heard_until_the_hang_up_is_recorded(autojump_clock: Cloc
     assert 0 < len(turn.heard) < len(LONG)
 
 
+async def test_what_was_heard_before_a_cough_counts_although_it_is_being_said_again(
+    autojump_clock: Clock,
+) -> None:
+    """Most of a long word was heard; the call ends when it has just been begun again."""
+    word = "Antidisestablishmentarianism"  # 1.4 s
+    socket = FakeTwilio(voice=[(1.0, 1.2)], stop_at=1.75)
+
+    summary = await run_call(socket, ports(), plan(greeting=f"{word} is long."))
+
+    assert summary.counts["resumes"] == 1
+    assert summary.turns[0].heard == word
+
+
 async def test_no_media_of_the_caller_ends_the_call(autojump_clock: Clock) -> None:
     summary = await call(FakeTwilio(silent_at=2.0))
 
@@ -162,6 +175,18 @@ async def test_a_reader_that_stalls_during_a_barge_in_does_not_hang_the_call(
     summary = await call(socket)
 
     assert summary.outcome is Outcome.SEND_TIMEOUT
+
+
+async def test_a_hang_up_while_a_message_is_stuck_ends_the_call_at_once(
+    autojump_clock: Clock,
+) -> None:
+    socket = FakeTwilio(voice=[(3.0, 4.0)], stop_at=7.0)
+    socket.send_gate = stuck_after(6.0, socket)
+
+    summary = await call(socket)
+
+    assert summary.outcome is Outcome.HUNG_UP
+    assert summary.duration_s == pytest.approx(7.0, abs=0.03)
 
 
 async def test_a_socket_that_closes_under_the_writer_and_the_reader_ends_the_call_once(

@@ -515,6 +515,33 @@ async def test_peer_that_ignores_the_close_does_not_hold_a_cancelled_exit(
         nursery.cancel_scope.cancel()
 
 
+async def test_network_that_takes_no_farewell_holds_a_cancelled_exit_for_a_moment_only(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope, left = trio.CancelScope(), trio.Event()
+
+    async def stuck(self: object, message: object) -> None:
+        await trio.sleep_forever()
+
+    async def visit() -> None:
+        with scope:
+            async with connect(url):
+                monkeypatch.setattr(trio_websocket.WebSocketConnection, "send_message", stuck)
+                await trio.sleep_forever()
+        left.set()
+
+    async with open_tcp_server(be_deaf) as url, trio.open_nursery() as nursery:
+        nursery.start_soon(visit)
+        await wait_all_tasks_blocked(0.1)
+        scope.cancel()
+        await wait_all_tasks_blocked(0.05)
+        assert not left.is_set()
+        mock_clock.jump(0.11)
+        await wait_all_tasks_blocked(0.05)
+        assert left.is_set()
+        nursery.cancel_scope.cancel()
+
+
 def payloads(wire: bytearray) -> bytes:
     """Return what a client's messages of 160,000 bytes hold, the last one cut off or not."""
     text = b""

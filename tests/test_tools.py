@@ -72,6 +72,22 @@ async def test_a_tool_runs_while_what_was_said_before_it_is_spoken(autojump_cloc
     assert socket.times(twilio.SendMedia)[0] < record.ended - 2.5
 
 
+async def test_what_is_said_between_tool_calls_stands_between_them(autojump_clock: Clock) -> None:
+    again = ToolCall("x", "book", '{"n": 2}')
+    said = ["One moment.", BOOK], ["One more.", again], "Done."
+
+    summary, _, chat = await call(said, FakeTool(takes=0.2))
+
+    assert shown(chat.requests[2]) == [
+        ("user", "book it"),
+        ("assistant", "One moment."),
+        ("tool", "done 1"),
+        ("assistant", "One more."),
+        ("tool", "done 2"),
+    ]
+    assert summary.turns[0].heard == "One moment. One more. Done."
+
+
 async def test_several_tools_of_one_answer_run_at_the_same_time(autojump_clock: Clock) -> None:
     tools = FakeTool("one", takes=2.0), FakeTool("two", takes=2.0)
     calls: list[str | ToolCall] = [ToolCall("", "one", ""), ToolCall("", "two", "{}")]
@@ -147,6 +163,22 @@ async def test_a_model_that_asks_for_tools_for_ever_must_answer(autojump_clock: 
 
     assert chat.offered == [["hang_up", "book"]] * 5 + [[]]
     assert summary.turns[0].heard == "Done."
+
+
+async def test_a_model_that_asks_although_no_tool_is_offered_apologises(
+    autojump_clock: Clock,
+) -> None:
+    tool = FakeTool(takes=0.1)
+
+    summary, _, chat = await call([[BOOK]] * 6, tool, apology="Sorry.")
+
+    assert chat.offered[-1] == []
+    assert summary.turns[0].heard == "Sorry."
+
+
+async def test_hang_up_is_not_to_be_run_as_a_tool() -> None:
+    with pytest.raises(AssertionError, match="ends itself"):
+        await toolbox.HANG_UP_TOOL.run({})
 
 
 # Interruptions.
@@ -235,13 +267,34 @@ async def test_the_same_request_after_an_interruption_does_not_run_it_twice(
     assert "ooked" in summary.turns[-1].heard
 
 
-async def test_twice_in_one_answer_is_one_request(autojump_clock: Clock) -> None:
+@pytest.mark.parametrize("again", ['{"n": 1, "m": 2}', '{"m":2,"n":1}'])
+async def test_twice_in_one_answer_is_one_request(again: str, autojump_clock: Clock) -> None:
     tool = FakeTool(idempotent=False)
+    calls = [ToolCall("x", "book", '{"n": 1, "m": 2}'), ToolCall("y", "book", again)]
 
-    _, _, chat = await call([[BOOK, BOOK], "Done."], tool)
+    _, _, chat = await call([calls, "Done."], tool)
 
     assert len(tool.started) == 1
     assert [text for role, text in shown(chat.requests[1]) if role == "tool"] == ["done 1"] * 2
+
+
+async def test_the_same_request_while_it_still_runs_does_not_run_it_twice(
+    autojump_clock: Clock,
+) -> None:
+    """Although a reply was heard to its end meanwhile: it could not tell the outcome."""
+    tool = FakeTool(takes=14.0, idempotent=False, timeout_s=20.0)
+
+    summary, _, chat = await call(
+        [[BOOK], "Still at it.", [BOOK], "It is booked."],
+        tool,
+        voice=[(1.0, 2.0), (4.5, 5.5), (10.0, 11.0)],
+        says=["book it", "and hurry", "well book it"],
+        stop_at=22.0,
+    )
+
+    assert [turn.heard for turn in summary.turns] == ["", "Still at it.", "It is booked."]
+    assert (len(tool.started), tool.finished) == (1, 1)
+    assert [text for role, text in shown(chat.requests[-1]) if role == "tool"] == ["done 1"] * 2
 
 
 async def test_asked_again_after_its_outcome_was_heard_it_runs_again(autojump_clock: Clock) -> None:
@@ -354,3 +407,21 @@ async def test_a_tool_that_must_not_be_torn_does_not_start_while_the_caller_may_
 
     assert tool.started == []
     assert shown(chat.requests[1])[2] == ("tool", toolbox.NOT_STARTED)
+
+
+async def test_a_tool_that_was_not_started_runs_when_it_is_asked_for_again(
+    autojump_clock: Clock,
+) -> None:
+    tool = FakeTool(idempotent=False)
+
+    summary, _, chat = await call(
+        [["One two three four five six seven eight nine ten. " * 3, BOOK], [BOOK], "Booked."],
+        tool,
+        voice=[(1.0, 2.0), (2.55, 3.5)],
+        says=["a", "no wait do book it"],
+    )
+
+    assert len(tool.started) == 1
+    results = [text for role, text in shown(chat.requests[-1]) if role == "tool"]
+    assert results == [toolbox.NOT_STARTED, "done 1"]
+    assert summary.turns[-1].heard == "Booked."

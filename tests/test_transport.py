@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.servers import (
     Exchange,
@@ -151,6 +152,49 @@ async def test_body_left_early_closes_the_connection_and_every_generator(
                 for _ in range(chunks_read):
                     await anext(chunks)
             await server.gone.wait()
+
+
+class Closing(httpx.AsyncByteStream):
+    """A body that never comes and whose connection takes its time to close."""
+
+    def __init__(self, takes: float) -> None:
+        self._takes = takes
+        self.closed = False
+
+    def __aiter__(self) -> Closing:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async def aclose(self) -> None:
+        await trio.sleep(self._takes)
+        self.closed = True
+
+
+async def test_connection_that_does_not_close_is_waited_for_a_second_at_most(
+    autojump_clock: MockClock,
+) -> None:
+    body = Closing(math.inf)
+    begun = trio.current_time()
+
+    async with reading(httpx.Response(200, stream=body)):
+        pass
+
+    assert trio.current_time() == pytest.approx(begun + transport.CLOSE_S)
+
+
+async def test_connection_is_closed_although_its_reader_was_cancelled(
+    autojump_clock: MockClock,
+) -> None:
+    body = Closing(0.5)
+
+    with trio.move_on_after(1.0):
+        async with reading(httpx.Response(200, stream=body)) as chunks:
+            await anext(chunks)
+
+    assert body.closed
 
 
 async def test_stalled_connect_is_given_up_after_its_timeout() -> None:
