@@ -4,10 +4,10 @@
     python -m tests.sim.soak --report                          what has been held so far
     python -m tests.sim.soak --replay 4711                     one conversation, with its timeline
 
-Each block of seeds is one line of `bench/soak.jsonl`: what was held, what was wrong, and the
-fingerprint of the code it was held with. A block is not held again unless the file says less
-than was asked for. A seed names a conversation for good only with the same code, so a line is
-never edited: what is found wrong is mended, and its seed becomes a test.
+Each line of `bench/soak.jsonl` is a range of seeds: what was held, what was wrong, and the
+fingerprint of the code it was held with. No seed is held twice. A seed names a conversation for
+good only with the same code, so a line is never edited: what is found wrong is mended and becomes
+a test, and the count begins anew.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def hold_block(first: int, behind: int) -> dict[str, Any]:
         "violations": len(wrong),
         "wrong": wrong[:KEPT],
         "virtual_s": round(sum(durations)),
-        "median_s": round(statistics.median(durations), 1) if durations else 0,
+        "medians_s": [round(statistics.median(durations), 1)] if durations else [],
         "frames_of_20_ms": small_frames,
         "clears": clears,
         "resumes": resumes,
@@ -107,6 +107,26 @@ def lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in STATE.read_text().splitlines()]
 
 
+def merged(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the blocks with neighbours of the same code put together."""
+    found: list[dict[str, Any]] = []
+    for block in sorted(blocks, key=lambda block: int(block["from"])):
+        last = found[-1] if found else None
+        if last is None or (last["to"], last["code"]) != (block["from"], block["code"]):
+            found.append(dict(block))
+            continue
+        for key, value in block.items():
+            match value:
+                case dict():
+                    last[key] = dict(sorted((Counter(last[key]) + Counter(value)).items()))
+                case list() | float():
+                    last[key] += value
+                case int() if key not in {"from", "to"}:
+                    last[key] += value
+        last["to"] = block["to"]
+    return found
+
+
 def report(blocks: list[dict[str, Any]]) -> str:
     """Return the sum of these blocks, for people."""
     met: Counter[tuple[str, str]] = Counter()
@@ -125,11 +145,12 @@ def report(blocks: list[dict[str, Any]]) -> str:
     for block in blocks:
         codes[block["code"]] += block["to"] - block["from"]
     pairs = [(p, e) for p in PHASES for e in EVENTS if (p, e) not in IMPOSSIBLE]
-    medians = [block["median_s"] for block in blocks]
+    medians = [median for block in blocks for median in block["medians_s"]]
     rows = [
         f"conversations {held}, violations {total['violations']}",
-        f"virtual time {total['virtual_s'] / 3600:.1f} h, median of a conversation "
-        f"{statistics.median(medians) if medians else 0:.1f} s, CPU {total['cpu_s'] / 3600:.2f} h",
+        f"virtual time {total['virtual_s'] / 3600:.1f} h; median of {BLOCK} conversations "
+        f"{min(medians, default=0):.1f} to {max(medians, default=0):.1f} s; "
+        f"CPU {total['cpu_s'] / 3600:.2f} h",
         f"with frames of 20 ms {total['frames_of_20_ms']}; clears {total['clears']}, "
         f"resumes {total['resumes']}",
         f"ended: {dict(outcomes)}",
@@ -146,8 +167,10 @@ def report(blocks: list[dict[str, Any]]) -> str:
 
 def run(first: int, behind: int, minutes: float, jobs: int) -> None:
     """Hold the blocks of a range that have not been held, for so long."""
-    done = {block["from"] for block in lines()}
-    todo: Iterator[int] = (n for n in range(first, behind, BLOCK) if n not in done)
+    done = [(block["from"], block["to"]) for block in lines()]
+    todo: Iterator[int] = (
+        n for n in range(first, behind, BLOCK) if not any(start <= n < end for start, end in done)
+    )
     until = time.monotonic() + minutes * 60
     with ProcessPoolExecutor(jobs) as pool:
         running: set[Future[dict[str, Any]]] = set()
@@ -158,13 +181,15 @@ def run(first: int, behind: int, minutes: float, jobs: int) -> None:
                     break
                 running.add(pool.submit(hold_block, start, min(start + BLOCK, behind)))
             if not running:
-                return
+                break
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 block = future.result()
                 with STATE.open("a") as file:
                     file.write(json.dumps(block) + "\n")
                 print(block["from"], block["to"], block["violations"], *block["wrong"], flush=True)
+    blocks = merged(lines())
+    STATE.write_text("".join(json.dumps(block) + "\n" for block in blocks))
 
 
 def replay(seed: int) -> None:
