@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ from voicebot import twilio
 from voicebot.errors import RemoteProtocolError, SocketClosed
 from voicebot.nursery import run_call
 from voicebot.plan import Timeouts
+from voicebot.ports import Ears
 from voicebot.record import CallSummary, Outcome
 from voicebot.turns import Endpointing
 
@@ -210,6 +212,20 @@ async def test_a_bug_ends_that_call_only_and_is_logged(
     assert summary.outcome is Outcome.CRASHED
     assert socket.closed == 1011
     assert [record.message for record in caplog.records] == ["call_crashed"]
+
+
+async def test_a_bug_in_making_the_ears_is_recorded_as_well(autojump_clock: Clock) -> None:
+    def no_ears() -> Ears:
+        raise RuntimeError("bug")
+
+    socket, ended = FakeTwilio(), list[CallSummary]()
+
+    await run_call(
+        socket, replace(ports(FakeEar([])), open_ears=no_ears), plan(), on_end=ended.append
+    )
+
+    assert [summary.outcome for summary in ended] == [Outcome.CRASHED]
+    assert socket.closed == 1011
 
 
 # The recogniser.

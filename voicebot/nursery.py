@@ -40,7 +40,7 @@ from voicebot.errors import ProviderError, ProviderTimeout, RemoteProtocolError,
 from voicebot.floor import Bell, Floor
 from voicebot.plan import CallPlan
 from voicebot.playout import Cut, Epoch, Ledger
-from voicebot.ports import MediaSocket, Ports, Tool, ToolCall, Transcriber
+from voicebot.ports import Ears, MediaSocket, Ports, Tool, ToolCall, Transcriber
 from voicebot.record import CallSummary, Journal, Moment, Outcome, ToolRecord, TurnRecord
 from voicebot.reel import Reel
 from voicebot.ring import Ring
@@ -201,6 +201,7 @@ class _Call:
 
     scope: trio.CancelScope
     _recognising: trio.CancelScope
+    _ears: Ears
     outbound: trio.MemorySendChannel[_Outbound]
     jobs: trio.MemorySendChannel[_Run]
 
@@ -222,7 +223,6 @@ class _Call:
         self._turns = Turns(plan.endpointing, ports.endpointing)
         self._dialog = Dialog(plan.prompt)
         self._toolbox = Toolbox(ports.tools, may_hang_up=plan.may_hang_up)
-        self._ears = ports.open_ears()
         self._framer = audio.Framer()
         self._ring = Ring()
         self._fed = Bell()
@@ -300,6 +300,7 @@ class _Call:
     async def listen(self) -> None:
         """Take the caller's audio, keys and the echoes of marks until the stream ends."""
         timeout = self._plan.timeouts.media_s
+        self._ears = self._ports.open_ears()  # here, where a bug in it is the end of this call
         try:
             with trio.CancelScope(deadline=trio.current_time() + timeout) as alive:
                 while True:
