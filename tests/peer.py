@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 
 import trio
 from wsproto import ConnectionType, WSConnection
+from wsproto.connection import ConnectionState
 from wsproto.events import (
     AcceptConnection,
     BytesMessage,
@@ -50,6 +51,7 @@ class Peer:
         self.extensions: Sequence[Extension] = ()
         self._websocket = WSConnection(ConnectionType.CLIENT)
         self._parts: list[str] = []
+        self._sending = trio.Lock()  # a close may be answered while another task sends
 
     async def upgrade(
         self,
@@ -60,7 +62,7 @@ class Peer:
         request = Request(
             host="localhost", target=path, extensions=extensions, extra_headers=list(headers)
         )
-        await self.stream.send_all(self._websocket.send(request))
+        await self._send(request)
         event = await self._event()
         if isinstance(event, RejectConnection):
             raise Refused(event.status_code)
@@ -70,7 +72,7 @@ class Peer:
 
     async def send(self, message: str | bytes) -> None:
         event = BytesMessage(data=message) if isinstance(message, bytes) else Message(data=message)
-        await self.stream.send_all(self._websocket.send(event))
+        await self._send(event)
 
     async def receive(self) -> str:
         """Return the next text message.
@@ -81,8 +83,8 @@ class Peer:
         while True:
             event = await self._event()
             if isinstance(event, CloseConnection):
-                if event.code != 1006:
-                    await self.stream.send_all(self._websocket.send(event.response()))
+                if event.code != 1006 and self._websocket.state is ConnectionState.REMOTE_CLOSING:
+                    await self._send(event.response())
                 raise Gone(event.code)
             assert isinstance(event, Message)
             self._parts.append(str(event.data))
@@ -91,9 +93,13 @@ class Peer:
                 self._parts.clear()
                 return message
 
+    async def say_close(self, code: int = 1000) -> None:
+        """Say that this side closes; the answer is for `receive`."""
+        await self._send(CloseConnection(code=code))
+
     async def close(self) -> None:
         """Close as the RFC has it: say so, wait for the answer."""
-        await self.stream.send_all(self._websocket.send(CloseConnection(code=1000)))
+        await self.say_close()
         while await self.stream.receive_some():
             pass
 
@@ -102,6 +108,10 @@ class Peer:
         option = struct.pack("ii", 1, 0)
         self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
         await self.stream.aclose()
+
+    async def _send(self, event: Event) -> None:
+        async with self._sending:
+            await self.stream.send_all(self._websocket.send(event))
 
     async def _event(self) -> Event:
         while True:

@@ -496,7 +496,9 @@ async def test_hang_up_within_the_upgrade_and_within_a_message(
 # Closing
 
 
-async def test_close_reaches_a_peer_that_goes_on_talking() -> None:
+async def test_close_reaches_a_peer_that_goes_on_talking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ws, "CLOSE_TIMEOUT_S", 10)  # all that it says is before its answer
+
     async def talk(socket: ws.AsgiMediaSocket) -> None:
         await socket.receive()
         await socket.aclose(4000, "enough")

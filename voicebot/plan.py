@@ -23,8 +23,9 @@ class Timeouts:
     speech_failures: int = 2  # replies in a row that could not be spoken, before giving up
     # An answer waits this long for a tool of the turn before; then it is said to be running.
     tool_patience_s: float = 2.0
-    tool_grace_s: float = 1.0  # for a tool that must not be torn when the call ends under it
-    hang_up_s: float = 1.0  # for the carrier to end the call; closing the stream ends it too
+    # These two and the close of the socket follow each other, and nothing is left after 2 s.
+    tool_grace_s: float = 0.8  # for a tool that must not be torn when the call ends under it
+    hang_up_s: float = 0.6  # for the carrier to end the call: a new connection and an answer
 
 
 @dataclass(frozen=True, slots=True)

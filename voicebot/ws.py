@@ -34,8 +34,8 @@ Send = Callable[[Any], Awaitable[None]]
 # Twilio has none. 100 in one stream is a peer that is broken or probing.
 MAX_ANOMALIES: Final = 100
 # For the answer to our close. Without it the end of the connection would be a reset, as media is
-# always on its way, and the peer might never see the code.
-CLOSE_TIMEOUT_S: Final = 1.0
+# always on its way, and the peer might never see the code. It takes a round trip.
+CLOSE_TIMEOUT_S: Final = 0.4
 
 
 @asynccontextmanager
@@ -153,6 +153,9 @@ class AsgiMediaSocket:
 
     async def receive(self) -> twilio.Inbound:
         """Wait for the next event of the stream. See `MediaSocket.receive`."""
+        if self._closed is not None:
+            await trio.lowlevel.checkpoint()
+            raise SocketClosed(self._closed)
         while isinstance(event := await self._next(), twilio.Connected | twilio.Start):
             pass  # the codec lets neither through once the stream has started
         return event

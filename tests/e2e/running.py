@@ -36,6 +36,12 @@ class Server:
     url: str
     app: http.App
     settings: Settings
+    shutdown: trio.Event
+
+    def drain(self) -> None:
+        """Do what SIGTERM does."""
+        self.app.board.drain()
+        self.shutdown.set()
 
     @property
     def account(self) -> Account:
@@ -75,9 +81,10 @@ async def open_server(
                 port=0,
                 drain_s=settings.drain_s,
                 shutdown=shutdown,
+                send_deadline_s=settings.send_deadline_s,
             )
         )
-        yield Server(urls[0], app, settings)
+        yield Server(urls[0], app, settings, shutdown)
         shutdown.set()
 
 
