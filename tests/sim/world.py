@@ -220,7 +220,7 @@ class World:
                     backchannel=request.what in {"cough", "backchannel"},
                 )
             )
-        return Script(tuple(utterances), patience_s=30.0, limit_s=300.0)
+        return Script(tuple(utterances), patience_s=10.0, limit_s=300.0)
 
     def watch(self, moment: Moment) -> None:
         """See a moment of the engine, and let happen what is due then."""
