@@ -23,9 +23,10 @@ from tests.fakes import (
 )
 from voicebot import twilio
 from voicebot.nursery import run_call
-from voicebot.plan import Timeouts
+from voicebot.plan import CallPlan, Timeouts
 from voicebot.ports import Final, Partial, UtteranceEnd
 from voicebot.record import CallSummary, Outcome
+from voicebot.testing import At, Network, Script, caller_says, hold, toy_ports
 from voicebot.turns import Endpointing
 
 Clock = trio.testing.MockClock
@@ -696,3 +697,16 @@ async def test_provider_endpointing_answers_at_utterance_end(autojump_clock: Clo
     summary = await run_call(socket, ports(ear, FakeChat(["Yes."]), endpointing="provider"), plan())
 
     assert [turn.heard for turn in summary.turns] == ["Yes."]
+
+
+def test_a_reply_heard_through_a_stall_with_no_mark_echoed_is_not_cut() -> None:
+    """What is learnt of the line while the last mark is waited for counts as well."""
+    call = hold(
+        Script((caller_says("x", At(6.0)),)),
+        toy_ports(),
+        CallPlan("Be brief.", "one two three"),
+        network=Network(frame_ms=100, lost_marks=1.0, stalls=((0.4, 0.95),)),
+    )
+
+    assert call.summary.turns[0].heard == "one two three"
+    assert not call.summary.turns[0].interrupted

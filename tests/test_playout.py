@@ -353,6 +353,19 @@ def stalled(ledger: Ledger, begin: float, until: float) -> None:
         ledger.caller_heard(round((begin + 0.02 * frame) * 1_000) - 3_000, until + 0.001 * frame)
 
 
+def test_a_stall_before_the_first_echo_of_a_call_is_no_round_trip() -> None:
+    ledger = opened()
+    listening(ledger, 9.0, 10.5)
+    write(ledger, 300, 10.0)
+    name = write(ledger, 100, 10.1, mark=True)
+    for i in range(2, 16):
+        write(ledger, 100, 10.0 + 0.1 * i)
+    stalled(ledger, 10.5, 11.0)
+    ledger.mark_echoed(name, 11.03)
+
+    assert ledger.close(11.112, cleared=True).heard == (700 + 112) * 8
+
+
 @pytest.mark.parametrize("lead_ms", [0, 200])
 def test_a_stalled_line_has_let_through_what_was_written_before_it_and_no_more(
     lead_ms: int,

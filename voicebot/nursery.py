@@ -782,6 +782,7 @@ class _Call:
         while not ledger.played_out():
             with trio.move_on_at(ledger.overdue_at()) as overdue:
                 await self._echoed.wait()
-            if overdue.cancelled_caught:
+            # What is learnt of the line meanwhile may put it off.
+            if overdue.cancelled_caught and trio.current_time() >= ledger.overdue_at():
                 self._journal.count("lost_marks")
                 return

@@ -192,14 +192,17 @@ class Ledger:
 
     def _take_delay(self, delay: float, now: float) -> None:
         """Take note of how long after the clock an echo came."""
+        lag = 0.0
         if self._guessed:
             if now - self._stall_at <= _BURST_S:
                 return  # held up by the stall
+            lag = self._lag()
             self._delays.clear()
             self._guessed = False
         self._delays.append(delay)
         known = self._round_trip
-        self._round_trip = delay if known is None else min(known, delay)
+        # The first echo of a call cannot tell the two apart.
+        self._round_trip = max(0.0, delay - lag) if known is None else min(known, delay)
 
     # What the speak scope asks.
 
