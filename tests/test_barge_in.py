@@ -398,6 +398,15 @@ async def test_a_backchannel_at_the_very_end_is_an_answer(autojump_clock: Clock)
     assert summary.turns[0].heard == reply
 
 
+async def test_a_backchannel_long_after_the_reply_is_an_answer(autojump_clock: Clock) -> None:
+    reply = "Shall I book it?"  # 0.8 s from 2.8 s on
+    summary, socket, _chat = await interrupted_call(6.0, for_s=0.3, heard="yeah", reply=reply)
+
+    assert [turn.caller for turn in summary.turns] == ["tell me", "yeah"]
+    assert "interruptions" not in summary.counts
+    assert socket.times(twilio.SendClear) == []
+
+
 async def test_a_cough_before_the_first_audio_does_not_lose_the_reply(
     autojump_clock: Clock,
 ) -> None:

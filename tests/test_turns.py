@@ -202,6 +202,13 @@ def test_a_backchannel_while_the_bot_is_silent_is_an_answer() -> None:
     assert caller.take()[-1] == EndOfTurn("okay")
 
 
+def test_a_backchannel_after_the_reply_is_an_answer() -> None:
+    caller = Caller().bot(active=True).hear(False, 1.0).bot(active=False).hear(False, 5.0)
+    caller.hear(True, 0.3).hear(False, 0.04).says(Final("okay", finalized=True))
+    caller.hear(False, 0.5)
+    assert kinds(caller.take()) == ["SpeechStarted", "Finalize", "EndOfTurn"]
+
+
 def test_the_reply_ending_while_suspected_leaves_nothing_to_resume() -> None:
     caller = Caller().bot(active=True).hear(True, 0.2)
     caller.take()
