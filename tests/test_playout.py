@@ -69,6 +69,13 @@ def test_audio_written_too_late_plays_when_it_comes_and_counts_as_underrun() -> 
     assert (ledger.underruns, round(ledger.underrun_s, 3)) == (1, 0.4)
 
 
+def test_audio_written_in_the_moment_in_which_the_last_ends_is_no_underrun() -> None:
+    ledger = opened()
+    write(ledger, 125, 10.0)
+    write(ledger, 125, 10.125)
+    assert (ledger.underruns, ledger.underrun_s) == (0, 0.0)
+
+
 def test_mark_names_carry_turn_epoch_and_sequence() -> None:
     ledger = opened()
     assert write(ledger, 20, 0.0, mark=True) == "3.0.1"
@@ -211,6 +218,8 @@ def test_level_of_what_plays_now() -> None:
     assert ledger.playing_dbov(10.01) > -10
     assert ledger.playing_dbov(10.05) < -90
     assert ledger.playing_dbov(10.09) == -math.inf
+    write(ledger, 20, 10.08)
+    assert ledger.playing_dbov(10.09) > -10
     ledger.close(10.02, cleared=True)
     assert ledger.playing_dbov(10.02) == -math.inf
 
@@ -374,6 +383,30 @@ def test_a_stall_shorter_than_the_lead_is_not_heard() -> None:
     stalled(ledger, 10.5, 10.66)
 
     assert ledger.close(10.665, cleared=True).heard == 665 * 8
+
+
+def test_a_stall_in_an_earlier_reply_has_no_effect() -> None:
+    ledger = opened()
+    listening(ledger, 9.0, 10.0)
+    write(ledger, 100, 10.0)
+    stalled(ledger, 10.0, 10.6)
+    ledger.close(10.7, cleared=False)
+    listening(ledger, 10.6, 20.5)
+    ledger.open(E1, 0)
+    write(ledger, 1_000, 20.0)
+
+    assert ledger.close(20.505, cleared=True).heard == 505 * 8
+
+
+def test_a_line_that_fills_by_and_by_is_as_late_as_one_that_stalls() -> None:
+    ledger = opened()
+    listening(ledger, 9.0, 10.0)
+    write(ledger, 2_000, 10.0)
+    for frame in range(50):
+        sent = 10.0 + 0.02 * frame
+        ledger.caller_heard(round(sent * 1_000) - 3_000, sent + 0.02 + 0.01 * frame)
+
+    assert ledger.close(11.49, cleared=True).heard == pytest.approx((1_490 - 290) * 8, abs=8)
 
 
 def test_a_way_that_is_long_but_even_is_no_stall() -> None:
