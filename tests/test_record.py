@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+import trio
+
 from tests.fakes import FakeChat, FakeEar, FakeTool, FakeTwilio, plan, ports
 from voicebot.nursery import run_call
 from voicebot.ports import ToolCall
@@ -40,6 +43,26 @@ async def test_whoever_watches_sees_every_event_in_the_moment_it_happens(
     assert tuple(moment for _, moment in seen) == summary.timeline
     assert seen
     assert all(at == moment.at for at, moment in seen)
+
+
+async def test_the_times_of_a_turn_and_of_an_interruption_are_seconds_of_the_call(
+    autojump_clock: Any,
+) -> None:
+    await trio.sleep(1_000)  # the process is older than the call
+    socket = FakeTwilio(voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=11.0)
+    chat = FakeChat(["One two three four five six seven eight nine ten eleven twelve.", "Sorry."])
+
+    summary = await run_call(socket, ports(FakeEar(["tell me", "stop"]), chat), plan())
+
+    turn = summary.turns[0]
+    assert turn.first_text == pytest.approx(2.75, abs=0.05)
+    assert turn.first_audio == pytest.approx(2.8, abs=0.05)
+    assert turn.first_media == pytest.approx(2.8, abs=0.05)
+    [interrupt] = [moment for moment in summary.timeline if moment.what == "interrupt"]
+    assert interrupt.at == pytest.approx(5.06, abs=0.001)
+    assert interrupt.detail["onset"] == pytest.approx(5.0, abs=0.001)
+    assert summary.duration_s == pytest.approx(11.0, abs=0.03)
+    assert 0 < summary.counts["discarded_ms"] <= 200  # the lead
 
 
 def test_the_newest_events_are_kept() -> None:
