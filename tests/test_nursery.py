@@ -91,3 +91,16 @@ async def test_every_message_is_whole_frames_and_the_end_is_filled_with_silence(
     sent = [message.audio for _, message in socket.sent if isinstance(message, twilio.SendMedia)]
     assert {len(audio) % 160 for audio in sent} == {0}
     assert b"".join(sent)[len(text) * CHAR :] == b"\xff" * 80
+
+
+async def test_marks_are_as_rare_as_the_pacing_says(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Each costs a message either way."""
+    socket = FakeTwilio(stop_at=15.0)
+
+    await run_call(socket, ports(), plan(greeting="One two three four five. " * 8))
+
+    seconds = sum(len(audio) for _, audio in socket.played) / 8_000
+    assert seconds > 8
+    assert len(socket.times(twilio.SendMark)) == pytest.approx(seconds / 0.24, abs=2)
