@@ -346,6 +346,11 @@ async def test_a_cough_resumes_the_reply_from_the_word_that_was_cut(
     assert resumed + len(read_back(again)) == len(everything)
     assert LONG[resumed - 1] == " "
     assert 0 <= len(before) / CHAR - resumed <= len("thirteen ")
+    [again_from] = [m.detail["from_ms"] for m in summary.timeline if m.what == "resumed"]
+    assert again_from == pytest.approx(resumed * CHAR / 8, abs=CHAR / 8)
+    # An echo of the first epoch must not be taken for one of the second.
+    names = [message.name for _, message in socket.sent if isinstance(message, twilio.SendMark)]
+    assert len(set(names)) == len(names)
 
 
 async def test_coughs_in_a_row_do_not_go_back_word_by_word(autojump_clock: Clock) -> None:

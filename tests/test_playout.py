@@ -50,6 +50,7 @@ def test_without_marks_the_clock_says_what_was_heard() -> None:
     assert ledger.heard(10.05) == 400
     assert ledger.heard(11.0) == 1_600
     assert ledger.buffered_s(10.05) == pytest.approx(0.15)
+    assert ledger.buffered_s(10.3) == 0.0
 
 
 def test_audio_written_ahead_plays_behind_what_was_there() -> None:
