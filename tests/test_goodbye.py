@@ -95,11 +95,9 @@ async def test_a_hang_up_without_a_word_asks_for_the_goodbye(autojump_clock: Clo
 async def test_a_tool_asked_for_with_the_hang_up_is_run(autojump_clock: Clock) -> None:
     tool = FakeTool(takes=0.5)
     socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=20.0)
-    asked = ["Bye.", HANG_UP, ToolCall("y", "book", "{}")]
+    chat = FakeChat([["Bye.", HANG_UP, ToolCall("y", "book", "{}")]])
 
-    summary = await run_call(
-        socket, ports(FakeEar(["bye"]), FakeChat([asked]), tools=(tool.tool(),)), plan()
-    )
+    summary = await run_call(socket, ports(FakeEar(["bye"]), chat, tools=(tool.tool(),)), plan())
 
     assert tool.finished == 1
     assert summary.turns[0].heard == "Bye."
