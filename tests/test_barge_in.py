@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -347,6 +346,11 @@ async def test_a_cough_resumes_the_reply_from_the_word_that_was_cut(
     assert resumed + len(read_back(again)) == len(everything)
     assert LONG[resumed - 1] == " "
     assert 0 <= len(before) / CHAR - resumed <= len("thirteen ")
+    [again_from] = [m.detail["from_ms"] for m in summary.timeline if m.what == "resumed"]
+    assert again_from == pytest.approx(resumed * CHAR / 8, abs=CHAR / 8)
+    # An echo of the first epoch must not be taken for one of the second.
+    names = [message.name for _, message in socket.sent if isinstance(message, twilio.SendMark)]
+    assert len(set(names)) == len(names)
 
 
 async def test_coughs_in_a_row_do_not_go_back_word_by_word(autojump_clock: Clock) -> None:
@@ -397,6 +401,15 @@ async def test_a_backchannel_at_the_very_end_is_an_answer(autojump_clock: Clock)
 
     assert [turn.caller for turn in summary.turns] == ["tell me", "yeah"]
     assert summary.turns[0].heard == reply
+
+
+async def test_a_backchannel_long_after_the_reply_is_an_answer(autojump_clock: Clock) -> None:
+    reply = "Shall I book it?"  # 0.8 s from 2.8 s on
+    summary, socket, _chat = await interrupted_call(6.0, for_s=0.3, heard="yeah", reply=reply)
+
+    assert [turn.caller for turn in summary.turns] == ["tell me", "yeah"]
+    assert "interruptions" not in summary.counts
+    assert socket.times(twilio.SendClear) == []
 
 
 async def test_a_cough_before_the_first_audio_does_not_lose_the_reply(
@@ -594,11 +607,9 @@ async def test_a_voice_that_stalls_is_given_up_in_time_and_the_next_turn_is_answ
 ) -> None:
     class Stalling(FakeVoice):
         async def _chunks(self, text: str, index: int) -> Any:
-            async with aclosing(super()._chunks(text, index)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-                    if index == 0:
-                        await trio.sleep_forever()
+            yield bytes([code("x")]) * 800
+            if index == 0:
+                await trio.sleep_forever()
 
     socket = FakeTwilio(voice=[(1.0, 2.0), (7.0, 8.0)], stop_at=13.0)
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes import FakeChat, FakeEar, FakeTwilio, FakeVoice, plan, ports
+from tests.fakes import FakeChat, FakeEar, FakeTool, FakeTwilio, FakeVoice, plan, ports
 from voicebot import twilio
 from voicebot.errors import ProviderError
 from voicebot.nursery import run_call
@@ -89,6 +89,18 @@ async def test_a_hang_up_without_a_word_asks_for_the_goodbye(autojump_clock: Clo
         chat.requests[1][-1].content == "the call ends as soon as the caller has heard your goodbye"
     )
     assert summary.turns[0].heard == "Bye then."
+    assert summary.outcome is Outcome.BOT_HUNG_UP
+
+
+async def test_a_tool_asked_for_with_the_hang_up_is_run(autojump_clock: Clock) -> None:
+    tool = FakeTool(takes=0.5)
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=20.0)
+    chat = FakeChat([["Bye.", HANG_UP, ToolCall("y", "book", "{}")]])
+
+    summary = await run_call(socket, ports(FakeEar(["bye"]), chat, tools=(tool.tool(),)), plan())
+
+    assert tool.finished == 1
+    assert summary.turns[0].heard == "Bye."
     assert summary.outcome is Outcome.BOT_HUNG_UP
 
 

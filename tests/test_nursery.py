@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes import FakeChat, FakeEar, FakeTwilio, FakeVoice, plan, ports, read_back
+from tests.fakes import CHAR, FakeChat, FakeEar, FakeTwilio, FakeVoice, plan, ports, read_back
 from voicebot import twilio
 from voicebot.nursery import run_call
 from voicebot.record import Outcome
@@ -78,3 +78,29 @@ async def test_underruns_of_a_slow_voice_are_counted_and_nothing_is_lost(
     assert summary.turns[0].heard == "One two three four five."
     assert summary.counts["underruns"] > 0
     assert read_back(socket.heard()).startswith("ONE@TWO@THREE@FOUR@FIVE")
+
+
+async def test_every_message_is_whole_frames_and_the_end_is_filled_with_silence(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    socket = FakeTwilio(stop_at=5.0)
+    text = "One was done."  # half a frame more than whole ones
+
+    await run_call(socket, ports(), plan(greeting=text))
+
+    sent = [message.audio for _, message in socket.sent if isinstance(message, twilio.SendMedia)]
+    assert {len(audio) % 160 for audio in sent} == {0}
+    assert b"".join(sent)[len(text) * CHAR :] == b"\xff" * 80
+
+
+async def test_marks_are_as_rare_as_the_pacing_says(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Each costs a message either way."""
+    socket = FakeTwilio(stop_at=15.0)
+
+    await run_call(socket, ports(), plan(greeting="One two three four five. " * 8))
+
+    seconds = sum(len(audio) for _, audio in socket.played) / 8_000
+    assert seconds > 8
+    assert len(socket.times(twilio.SendMark)) == pytest.approx(seconds / 0.24, abs=2)

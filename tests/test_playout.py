@@ -50,6 +50,7 @@ def test_without_marks_the_clock_says_what_was_heard() -> None:
     assert ledger.heard(10.05) == 400
     assert ledger.heard(11.0) == 1_600
     assert ledger.buffered_s(10.05) == pytest.approx(0.15)
+    assert ledger.buffered_s(10.3) == 0.0
 
 
 def test_audio_written_ahead_plays_behind_what_was_there() -> None:
@@ -67,6 +68,13 @@ def test_audio_written_too_late_plays_when_it_comes_and_counts_as_underrun() -> 
     write(ledger, 100, 10.5)
     assert ledger.heard(10.55) == 1_200
     assert (ledger.underruns, round(ledger.underrun_s, 3)) == (1, 0.4)
+
+
+def test_audio_written_in_the_moment_in_which_the_last_ends_is_no_underrun() -> None:
+    ledger = opened()
+    write(ledger, 125, 10.0)
+    write(ledger, 125, 10.125)
+    assert (ledger.underruns, ledger.underrun_s) == (0, 0.0)
 
 
 def test_mark_names_carry_turn_epoch_and_sequence() -> None:
@@ -212,6 +220,8 @@ def test_level_of_what_plays_now() -> None:
     assert ledger.playing_dbov(10.01) > -10
     assert ledger.playing_dbov(10.05) < -90
     assert ledger.playing_dbov(10.09) == -math.inf
+    write(ledger, 20, 10.08)
+    assert ledger.playing_dbov(10.09) > -10
     ledger.close(10.02, cleared=True)
     assert ledger.playing_dbov(10.02) == -math.inf
 
@@ -424,6 +434,19 @@ def test_a_stall_shorter_than_the_lead_is_not_heard() -> None:
     assert ledger.close(10.665, cleared=True).heard == 665 * 8
 
 
+def test_a_stall_in_an_earlier_reply_has_no_effect() -> None:
+    ledger = opened()
+    listening(ledger, 9.0, 10.0)
+    write(ledger, 100, 10.0)
+    stalled(ledger, 10.0, 10.6)
+    ledger.close(10.7, cleared=False)
+    listening(ledger, 10.6, 20.5)
+    ledger.open(E1, 0)
+    write(ledger, 1_000, 20.0)
+
+    assert ledger.close(20.505, cleared=True).heard == 505 * 8
+
+
 def test_a_way_that_is_long_but_even_is_no_stall() -> None:
     ledger = opened()
     listening(ledger, 9.0, 10.5, way=0.7)
@@ -441,7 +464,7 @@ def test_a_clock_that_drifts_is_no_stall() -> None:
     for i in range(10):
         write(ledger, 100, 600.0 + 0.1 * i)
 
-    assert ledger.close(600.605, cleared=True).heard == 605 * 8
+    assert ledger.close(600.595, cleared=True).heard == 595 * 8
 
 
 class Player:

@@ -74,10 +74,10 @@ async def test_a_tool_runs_while_what_was_said_before_it_is_spoken(autojump_cloc
 
 async def test_what_is_said_between_tool_calls_stands_between_them(autojump_clock: Clock) -> None:
     again = ToolCall("x", "book", '{"n": 2}')
-    said: list[str | list[str | ToolCall]]
-    said = [["One moment.", BOOK], ["One more.", again], "Done."]
 
-    summary, _, chat = await call(said, FakeTool(takes=0.2))
+    summary, _, chat = await call(
+        [["One moment.", BOOK], ["One more.", again], "Done."], FakeTool(takes=0.2)
+    )
 
     assert shown(chat.requests[2]) == [
         ("user", "book it"),

@@ -125,6 +125,8 @@ def test_an_unasked_empty_final_changes_nothing() -> None:
     caller = Caller().says(Final("", finalized=True)).says(Final("")).says(Partial(""))
     assert caller.take() == []
     assert not caller.turns.caller_talking
+    caller.hear(True, 0.5).hear(False, 0.04).says(Final("hello", finalized=True))
+    assert caller.hear(False, 0.4).take()[-1] == EndOfTurn("hello")
 
 
 # Over the bot.
@@ -202,6 +204,13 @@ def test_a_backchannel_while_the_bot_is_silent_is_an_answer() -> None:
     assert caller.take()[-1] == EndOfTurn("okay")
 
 
+def test_a_backchannel_after_the_reply_is_an_answer() -> None:
+    caller = Caller().bot(active=True).hear(False, 1.0).bot(active=False).hear(False, 5.0)
+    caller.hear(True, 0.3).hear(False, 0.04).says(Final("okay", finalized=True))
+    caller.hear(False, 0.5)
+    assert kinds(caller.take()) == ["SpeechStarted", "Finalize", "EndOfTurn"]
+
+
 def test_the_reply_ending_while_suspected_leaves_nothing_to_resume() -> None:
     caller = Caller().bot(active=True).hear(True, 0.2)
     caller.take()
@@ -262,6 +271,21 @@ def test_words_that_ended_a_turn_as_a_partial_are_not_said_again_when_final() ->
     assert [order for order in caller.take() if isinstance(order, EndOfTurn)] == [
         EndOfTurn("for two")
     ]
+
+
+@pytest.mark.parametrize("text", ["another table", "a", "for two", "zzz"])
+def test_words_that_are_not_those_of_the_partial_that_ended_a_turn_are_new(text: str) -> None:
+    caller = Caller("provider").says(Final("I want")).says(Partial("a table")).says(UtteranceEnd())
+    caller.take()
+    caller.says(Final(text, end_of_turn=True))
+    assert caller.take()[-1] == EndOfTurn(text)
+
+
+def test_a_voice_that_goes_on_behind_a_backchannel_does_not_interrupt_again() -> None:
+    caller = Caller("provider").bot(active=True).hear(True, 0.5)
+    caller.says(Final("yeah", end_of_turn=True))
+    assert caller.take()[-1] == NO
+    assert caller.hear(True, 3.0).take() == []
 
 
 def test_ears_do_not_finalize_for_a_provider() -> None:

@@ -1,0 +1,74 @@
+"""What is kept of a call."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import trio
+
+from tests.fakes import FakeChat, FakeEar, FakeTool, FakeTwilio, plan, ports
+from voicebot.nursery import run_call
+from voicebot.ports import ToolCall
+from voicebot.record import TIMELINE_LENGTH, Journal, Moment
+
+
+async def test_a_call_is_recorded_as_plain_values(autojump_clock: Any) -> None:
+    chat = FakeChat([[ToolCall("x", "book", '{"n": 1}')], "Done."])
+    call = ports(FakeEar(["book it"]), chat, tools=(FakeTool(takes=0.5).tool(),))
+
+    summary = await run_call(FakeTwilio(voice=[(1.0, 2.0)], stop_at=6.0), call, plan())
+
+    record = json.loads(json.dumps(summary.as_json(), allow_nan=False))
+    assert (record["call_sid"], record["outcome"]) == ("CA1", "hung_up")
+    [turn] = record["turns"]
+    assert (turn["caller"], turn["heard"], turn["interrupted"]) == ("book it", "Done.", False)
+    assert turn["tools"][0]["result"] == "done 1"
+    assert "end_of_turn" in [moment["what"] for moment in record["timeline"]]
+
+
+async def test_whoever_watches_sees_every_event_in_the_moment_it_happens(
+    autojump_clock: Any,
+) -> None:
+    socket, seen = FakeTwilio(stop_at=5.0), list[tuple[float, Moment]]()
+
+    summary = await run_call(
+        socket,
+        ports(),
+        plan(greeting="Hello."),
+        watch=lambda moment: seen.append((round(socket.now(), 3), moment)),
+    )
+
+    assert tuple(moment for _, moment in seen) == summary.timeline
+    assert seen
+    assert all(at == moment.at for at, moment in seen)
+
+
+async def test_the_times_of_a_turn_and_of_an_interruption_are_seconds_of_the_call(
+    autojump_clock: Any,
+) -> None:
+    await trio.sleep(1_000)  # the process is older than the call
+    socket = FakeTwilio(voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=11.0)
+    chat = FakeChat(["One two three four five six seven eight nine ten eleven twelve.", "Sorry."])
+
+    summary = await run_call(socket, ports(FakeEar(["tell me", "stop"]), chat), plan())
+
+    turn = summary.turns[0]
+    assert turn.first_text == pytest.approx(2.75, abs=0.05)
+    assert turn.first_audio == pytest.approx(2.8, abs=0.05)
+    assert turn.first_media == pytest.approx(2.8, abs=0.05)
+    [interrupt] = [moment for moment in summary.timeline if moment.what == "interrupt"]
+    assert interrupt.at == pytest.approx(5.06, abs=0.001)
+    assert interrupt.detail["onset"] == pytest.approx(5.0, abs=0.001)
+    assert summary.duration_s == pytest.approx(11.0, abs=0.03)
+    assert 0 < summary.counts["discarded_ms"] <= 200  # the lead
+
+
+def test_the_newest_events_are_kept() -> None:
+    journal = Journal(0.0)
+    for number in range(TIMELINE_LENGTH + 10):
+        journal.note(number, "x", number=number)
+
+    assert len(journal.timeline) == TIMELINE_LENGTH
+    assert journal.timeline[-1].detail == {"number": TIMELINE_LENGTH + 9}
