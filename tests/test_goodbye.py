@@ -17,6 +17,7 @@ from voicebot.nursery import run_call
 from voicebot.plan import Timeouts
 from voicebot.ports import Final, Partial, ToolCall, Transcript
 from voicebot.record import CallSummary, Outcome
+from voicebot.turns import Endpointing
 
 Clock = trio.testing.MockClock
 
@@ -198,6 +199,55 @@ async def test_words_in_the_very_step_in_which_the_goodbye_ends_are_answered_or_
     assert summary.outcome is (Outcome.HUNG_UP if taken else Outcome.BOT_HUNG_UP)
     assert summary.turns[0].heard == "Bye."
     assert summary.turns[-1].heard == ("Of course." if taken else "Bye.")
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_mumble_in_the_very_step_in_which_the_goodbye_ends_does_not_keep_the_line(
+    steps: int, autojump_clock: Clock
+) -> None:
+    ear, spoken = FakeEar([]), trio.Event()
+
+    class Ending(FakeTwilio):
+        async def receive(self) -> twilio.Inbound:
+            event = await super().receive()
+            if event == twilio.Mark("0.0.2"):  # with its echo the goodbye is heard
+                spoken.set()
+            return event
+
+    async def mumble() -> None:
+        await spoken.wait()
+        for _ in range(steps):
+            await trio.lowlevel.checkpoint()
+        ear.push(Partial("mm"))
+        await trio.sleep(0.3)
+        ear.push(Final(""))  # it was nothing
+
+    ear.push(Final("that is all", end_of_turn=True))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mumble)
+        summary = await run_call(
+            Ending(stop_at=14.0),
+            ports(ear, FakeChat([["Bye.", HANG_UP]]), endpointing="provider"),
+            plan(),
+        )
+        nursery.cancel_scope.cancel()
+
+    assert summary.outcome is Outcome.BOT_HUNG_UP
+    assert [turn.heard for turn in summary.turns] == ["Bye."]
+    assert summary.duration_s < 3.0
+
+
+async def test_a_goodbye_that_was_given_up_for_a_noise_ends_nothing(autojump_clock: Clock) -> None:
+    """Without resuming, a noise is taken as meant: the caller will go on, or hang up."""
+    summary, _, _, _ = await call(
+        [[GOODBYE, HANG_UP]],
+        voice=[(1.0, 2.0), (4.0, 4.2)],
+        says=["that is all", ""],
+        endpointing=Endpointing(resume=False),
+    )
+
+    assert summary.outcome is Outcome.HUNG_UP
+    assert summary.turns[0].interrupted
 
 
 async def test_the_hang_up_waits_for_no_mark(autojump_clock: Clock) -> None:
