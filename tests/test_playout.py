@@ -399,6 +399,17 @@ def test_what_began_in_a_stall_begins_when_it_is_over() -> None:
     assert ledger.close(10.51, cleared=True).heard == 10 * 8
 
 
+def test_an_underrun_in_a_stall_does_not_hide_what_was_held_up_before_it() -> None:
+    ledger = opened()
+    listening(ledger, 9.0, 10.2)
+    write(ledger, 300, 10.0)
+    write(ledger, 100, 10.25)
+    write(ledger, 100, 10.6)  # by the clock all had played at 10.4
+    stalled(ledger, 10.2, 10.8)
+
+    assert ledger.close(10.81, cleared=True).heard == 310 * 8
+
+
 def stalled_in_a_reply() -> tuple[Ledger, list[str]]:
     """A round trip of 20 ms, and a stall from 10.5 to 11.0 that lets Twilio run dry at 10.7."""
     ledger = opened()

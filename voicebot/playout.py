@@ -78,7 +78,7 @@ _NO_ECHO_S: Final = 0.2  # how long an echo may take before the first has told
 _ROUNDING_S: Final = 1e-6  # sums of times differ in their last bits
 _BURST_S: Final = 0.02  # what arrives within a frame of each other came at once
 _CAUGHT_S: Final = 0.08  # written so long before a stall, and jitter had it come too late
-_WRITES: Final = 128  # messages remembered: 7 s, longer than a call without media lasts
+_WRITES: Final = 512  # messages remembered: of a frame each, as long as a call without media
 _WINDOW_S: Final = 5.0  # of media, to know the shortest way: clocks drift by 0.1 ms in it
 
 
@@ -282,13 +282,13 @@ class Ledger:
         return max(self._delay(), _NO_ECHO_S) if self._round_trip is None else self._delay()
 
     def _dry_at(self, stalled: float) -> float:
-        """Return when Twilio ran dry, if nothing that was written after that time came through."""
-        began, byte = self._run_start, self._run_byte
+        """Return when, by the clock of this run, Twilio ran dry of what came before a stall."""
+        byte = 0
         for at, written in self._writes:
             if at >= stalled:
                 break
-            byte = max(byte, written)
-        return max(stalled, began + (byte - self._run_byte) / audio.BYTES_PER_S)
+            byte = written
+        return self._run_start + (byte - self._run_byte) / audio.BYTES_PER_S
 
     def _lag(self) -> float:
         """Return by how much of that Twilio plays later than the clock."""
