@@ -348,6 +348,8 @@ async def test_a_cough_resumes_the_reply_from_the_word_that_was_cut(
     assert 0 <= len(before) / CHAR - resumed <= len("thirteen ")
     [again_from] = [m.detail["from_ms"] for m in summary.timeline if m.what == "resumed"]
     assert again_from == pytest.approx(resumed * CHAR / 8, abs=CHAR / 8)
+    # Only what is resumed is faded in: a character is 400 times the same byte.
+    assert [len(set(audio[:200])) > 1 for audio in (before, again, again[CHAR:])] == [0, 1, 0]
     # An echo of the first epoch must not be taken for one of the second.
     names = [message.name for _, message in socket.sent if isinstance(message, twilio.SendMark)]
     assert len(set(names)) == len(names)
@@ -690,13 +692,14 @@ async def test_a_model_with_nothing_to_say_apologises(autojump_clock: Clock) -> 
 async def test_a_trickling_voice_is_not_filled_with_silence(autojump_clock: Clock) -> None:
     socket = FakeTwilio(stop_at=12.0)
 
-    await run_call(
+    summary = await run_call(
         socket, ports(voice=FakeVoice(speed=0.95, chunk=200)), plan(greeting="One two three four.")
     )
 
     sent = b"".join(m.audio for _, m in socket.sent if isinstance(m, twilio.SendMedia))
     assert sent.rstrip(b"\xff").count(0xFF) == 0
     assert len(sent) - len("One two three four.") * CHAR < 160
+    assert summary.turns[0].first_media == summary.turns[0].first_audio  # with its first frame
 
 
 async def test_provider_endpointing_answers_at_utterance_end(autojump_clock: Clock) -> None:
