@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from voicebot.nursery import run_call
 from voicebot.plan import Timeouts
 from voicebot.ports import Message, Tool, ToolCall
 from voicebot.record import CallSummary, Outcome
+from voicebot.testing import run_seeded
 
 Clock = trio.testing.MockClock
 
@@ -393,17 +395,25 @@ async def test_an_idempotent_tool_ends_with_the_call_and_is_on_record(
     assert summary.turns[0].tools[0].result == toolbox.BROKEN_OFF
 
 
-async def test_a_tool_that_must_not_be_torn_does_not_start_while_the_caller_may_say_stop(
-    autojump_clock: Clock,
+@pytest.mark.parametrize("seed", range(8))
+def test_a_tool_that_must_not_be_torn_does_not_start_while_the_caller_may_say_stop(
+    seed: int,
 ) -> None:
-    """The model asks for it while an interruption is in doubt that is then meant."""
+    """The model asks for it while an interruption is in doubt that is then meant.
+
+    Who is first when the verdict is there goes by the seed: the tool or the end of the turn.
+    """
     tool = FakeTool(idempotent=False)
 
-    _, _, chat = await call(
-        [["One two three four five six seven eight nine ten. " * 3, BOOK], "Sorry."],
-        tool,
-        voice=[(1.0, 2.0), (2.55, 3.5)],
-        says=["a", "no stop"],
+    _, _, chat = run_seeded(
+        seed,
+        partial(
+            call,
+            [["One two three four five six seven eight nine ten. " * 3, BOOK], "Sorry."],
+            tool,
+            voice=[(1.0, 2.0), (2.55, 3.5)],
+            says=["a", "no stop"],
+        ),
     )
 
     assert tool.started == []
