@@ -66,9 +66,9 @@ def recordings(pick: random.Random) -> list[tuple[str, bytes]]:
 
 
 @contextmanager
-def serving(environ: dict[str, str]) -> Iterator[str]:
-    """Run `voicebot serve` with these settings; yield its URL."""
-    command = [sys.executable, "-m", "voicebot", "serve", "--port", "0"]
+def serving(environ: dict[str, str], module: str = "voicebot") -> Iterator[str]:
+    """Run `voicebot serve`, or another module like it, with these settings; yield its URL."""
+    command = [sys.executable, "-m", module, "serve", "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, text=True
     ) as process:
