@@ -102,6 +102,7 @@ class Ledger:
         self._marks_fail = False  # one was lost, or overtaken
         self._delays: deque[float] = deque(maxlen=_DELAYS)  # of the run being played
         self._round_trip: float | None = None  # the smallest delay of the call
+        self._first_echo_at = math.inf
         self._levels: list[float] = []  # of each 20 ms frame written
         self._way = _ShortestWay()
         self._stall_at = -math.inf  # when the last stall of the line was seen to be over
@@ -184,6 +185,9 @@ class Ledger:
             return
         # The first of a burst was sent when the stall began; those that follow tell nothing new.
         if self._written and now - self._stall_at > _BURST_S:
+            if now - self._first_echo_at <= _BURST_S:
+                self._round_trip = None  # it came in this burst, and was held up as well
+                self._delays.clear()
             lag = max(self._lag(), now - self._dry_at(now - late - _CAUGHT_S))
             self._delays.clear()
             self._delays.append((self._round_trip or 0.0) + lag)
@@ -200,9 +204,10 @@ class Ledger:
             self._delays.clear()
             self._guessed = False
         self._delays.append(delay)
-        known = self._round_trip
-        # The first echo of a call cannot tell the two apart.
-        self._round_trip = max(0.0, delay - lag) if known is None else min(known, delay)
+        if self._round_trip is None:
+            # The first echo of a call cannot tell the two apart.
+            self._round_trip, self._first_echo_at = max(0.0, delay - lag), now
+        self._round_trip = min(self._round_trip, delay)
 
     # What the speak scope asks.
 

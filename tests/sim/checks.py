@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
+from tests.sim.conversation import ENDS
 from tests.sim.world import Held
 from voicebot.audio import BYTES_PER_MS
 from voicebot.ports import Message
@@ -223,7 +224,8 @@ def _tools(held: Held) -> Iterator[str]:
             yield f"I10: turn {number}: {record.name} has no result"
         # The end of the call may tear one, after a grace of its own.
         torn = record.result in {BROKEN_OFF, TOO_LATE}
-        ended = held.call.summary.duration_s - 1.1
+        ends = [done.at for done in held.done if done.act.what in ENDS]
+        ended = min(ends, default=held.call.summary.duration_s - 1.1)
         if record.name == "book" and torn and record.ended is not None and record.ended < ended:
             yield f"I10: turn {number}: {record.name} was torn at {record.ended}"
     for tool in held.tools.values():
