@@ -379,11 +379,11 @@ def test_a_stall_before_the_first_echo_of_a_call_is_no_round_trip() -> None:
 def test_a_first_echo_in_front_of_the_burst_is_no_round_trip_either() -> None:
     ledger = opened()
     listening(ledger, 9.0, 10.5)
-    name = write(ledger, 300, 10.0, mark=True)
-    for i in range(1, 16):
-        write(ledger, 100, 10.0 + 0.1 * i)
-    ledger.mark_echoed(name, 10.999)
+    names = [write(ledger, 300, 10.0, mark=True)]
+    names += [write(ledger, 100, 10.0 + 0.1 * i, mark=True) for i in range(1, 16)]
+    ledger.mark_echoed(names[0], 10.999)
     stalled(ledger, 10.5, 11.0)
+    ledger.mark_echoed(names[1], 11.1)
 
     assert ledger.close(11.112, cleared=True).heard == pytest.approx((700 + 112) * 8, abs=8)
 
