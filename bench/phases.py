@@ -28,7 +28,7 @@ from voicebot.audio import BYTES_PER_MS, silence
 from voicebot.simulator import At, InterruptAfter, Recording, Script, Utterance, run_call
 from voicebot.simulator.dial import Account, dial, open_line
 from voicebot.simulator.loudness import sounds
-from voicebot.simulator.twilio_end import Clear, Media
+from voicebot.simulator.twilio_end import Clear, Mark, Media
 from voicebot.standins import ChatConduct, SpeakConduct, open_standins
 from voicebot.standins.groq import Reply, ToolCall
 
@@ -37,7 +37,7 @@ FIRST_MS: Final = 100.0  # of a reply
 #: From a sound to the clear at most; later is another interruption's, or none.
 NOTICED_MS: Final = 1_500.0
 SENT_MS: Final = 70.0  # a message comes every 60 ms while there is something to send
-GUARD_MS: Final = 150.0  # nobody finishes speaking, and no bot finds other words, in less
+GUARD_MS: Final = 150.0  # what is late is late at once
 LEAST: Final = 20  # barge-ins in a phase
 BUFFERED_MS: Final = 100.0
 
@@ -75,7 +75,7 @@ WORD: Final = "Certainly. "
 SCENES: Final = (
     Scene("before first token", after_asking(0.2, 1.6), chat=ChatConduct(delay_s=3.0)),
     Scene("before first audio", after_asking(0.4, 1.6), speak=SpeakConduct(delay_s=3.0)),
-    Scene("first 100 ms", after_asking(0.5, 0.7), speak=SpeakConduct(delay_s=0.3), weight=2),
+    Scene("first 100 ms", after_asking(0.26, 0.44), speak=SpeakConduct(delay_s=0.3), weight=3),
     Scene("mid-sentence", after_audio(400, 3_000)),
     Scene(
         "between sentences",
@@ -151,7 +151,7 @@ def barge_in(scene: Scene, recording: Recording) -> BargeIn | None:
     since = before[-1].end_ms if before else 0.0
     medias = [h for h in recording.happenings if isinstance(h, Media)]
     sent = [m for m in medias if since < m.at_ms <= noticed and m.audio.strip(b"\xff")]
-    late = [m for m in medias if clear is not None and 0 < m.at_ms - clear.at_ms < GUARD_MS]
+    late = [] if clear is None else late_media(recording, clear)
     return BargeIn(
         met(scene.phase, sent, noticed),
         None if clear is None else clear.at_ms - onset,
@@ -159,6 +159,25 @@ def barge_in(scene: Scene, recording: Recording) -> BargeIn | None:
         len(late),
         any(m.at_ms > spoken.end_ms for m in medias),
     )
+
+
+def late_media(recording: Recording, clear: Clear) -> list[Media]:
+    """Return the media behind a clear that is of the reply that was cleared.
+
+    Where the words that stopped the bot were also the end of the caller's turn, the next reply may
+    be there at once: its marks have another turn in their names, and it is no repetition.
+    """
+    behind = recording.happenings[recording.happenings.index(clear) + 1 :]
+    before = recording.happenings[: -len(behind) or None]
+    turn = next((m.name.split(".")[0] for m in reversed(before) if isinstance(m, Mark)), "")
+    sent = {m.audio for m in before if isinstance(m, Media)}
+    late = []
+    for number, media in enumerate(behind):
+        if isinstance(media, Media) and media.at_ms - clear.at_ms < GUARD_MS:
+            mark = next((m.name for m in behind[number:] if isinstance(m, Mark)), "")
+            if media.audio in sent or mark.split(".")[0] == turn:
+                late.append(media)
+    return late
 
 
 def met(aimed: str, sent: list[Media], noticed: float) -> str:
