@@ -170,12 +170,12 @@ def late_media(recording: Recording, clear: Clear) -> list[Media]:
     behind = recording.happenings[recording.happenings.index(clear) + 1 :]
     before = recording.happenings[: -len(behind) or None]
     turn = next((m.name.split(".")[0] for m in reversed(before) if isinstance(m, Mark)), "")
-    sent = {m.audio for m in before if isinstance(m, Media)}
+    last = next((m.audio for m in reversed(before) if isinstance(m, Media)), b"")
     late = []
     for number, media in enumerate(behind):
         if isinstance(media, Media) and media.at_ms - clear.at_ms < GUARD_MS:
             mark = next((m.name for m in behind[number:] if isinstance(m, Mark)), "")
-            if media.audio in sent or mark.split(".")[0] == turn:
+            if media.audio == last or mark.split(".")[0] == turn:
                 late.append(media)
     return late
 
