@@ -473,6 +473,27 @@ async def test_without_resume_every_interruption_is_meant_at_once(autojump_clock
     assert chat.cancelled == 1
 
 
+async def test_the_model_is_stopped_by_the_verdict_and_not_only_when_the_clear_is_written(
+    autojump_clock: Clock,
+) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=13.0)
+
+    async def stuck(message: twilio.Outbound) -> None:
+        if isinstance(message, twilio.SendClear):
+            await trio.sleep(2.0)
+
+    socket.send_gate = stuck
+    chat = FakeChat(["So it is. " * 40, "Sorry."], gap=0.1)  # a sentence in 0.3 s, from 2.65 s on
+
+    summary, _, chat = await interrupted_call(
+        5.0, socket=socket, chat=chat, endpointing=Endpointing(resume=False)
+    )
+
+    assert socket.times(twilio.SendClear) == [pytest.approx(7.06, abs=0.1)]
+    assert chat.cancelled == 1
+    assert summary.turns[0].generated.count(".") == pytest.approx((5.06 - 2.65) / 0.3, abs=2)
+
+
 async def test_two_interruptions_before_the_clear_is_written_wait_for_the_newer_verdict(
     autojump_clock: Clock,
 ) -> None:

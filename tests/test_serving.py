@@ -473,6 +473,8 @@ async def test_cancelled_sender_tears_no_message() -> None:
 
     async with running(on_path("/torn", torn)) as port:
         async with open_peer(port, "/torn") as peer:
+            # Nothing is read yet: the sender is stuck in the middle of a message.
+            await trio.testing.wait_all_tasks_blocked(0.1)
             for _ in range(200):
                 message = await peer.receive()
                 assert message == message[0] * 60_000
