@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import trio
 import trio.testing
@@ -64,6 +66,23 @@ async def test_never_more_than_the_lead_is_ahead_of_playout(
     assert max(ahead) <= 200 + 1
     # And near it, or the network's jitter would be heard.
     assert sorted(ahead)[len(ahead) // 2] > 140
+
+
+async def test_speaking_wakes_once_a_message_at_the_latest_moment_the_lead_allows(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Earlier costs work and throws more away at a clear; later is less cover against jitter."""
+    socket = FakeTwilio(stop_at=15.0)
+
+    await run_call(
+        socket, ports(voice=FakeVoice(speed=100.0)), plan(greeting="One two three four five. " * 8)
+    )
+
+    sent = socket.times(twilio.SendMedia)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(sent)]
+    # Three messages fill the lead; then each goes out when the one before last has played.
+    assert sum(gaps[:2]) < 0.01  # as soon as there is so much
+    assert gaps[3:-1] == pytest.approx([0.06] * (len(gaps) - 4), abs=0.001)
 
 
 async def test_underruns_of_a_slow_voice_are_counted_and_nothing_is_lost(
