@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -21,10 +23,11 @@ from tests.fakes import (
     read_back,
 )
 from voicebot import twilio
+from voicebot.errors import ProviderError, SocketClosed
 from voicebot.nursery import run_call
 from voicebot.plan import CallPlan, Timeouts
-from voicebot.ports import Final, Partial, UtteranceEnd
-from voicebot.record import CallSummary, Outcome
+from voicebot.ports import Final, Partial, ToolCall, UtteranceEnd
+from voicebot.record import CallSummary, Moment, Outcome
 from voicebot.testing import At, Network, Script, caller_says, hold, toy_ports
 from voicebot.turns import Endpointing
 
@@ -745,3 +748,169 @@ def test_a_reply_heard_through_a_stall_with_no_mark_echoed_is_not_cut() -> None:
 
     assert call.summary.turns[0].heard == "one two three"
     assert not call.summary.turns[0].interrupted
+
+
+# In the very step in which the caller is heard something else happens as well.
+
+STEPS = range(8)  # checkpoints later than the interruption: speak is joined, the clear written
+
+
+class Noticed:
+    """Happens `steps` checkpoints after the first interruption; shown the call's timeline."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._heard = trio.Event()
+
+    def __call__(self, moment: Moment) -> None:
+        if moment.what == "interrupt":
+            self._heard.set()
+
+    async def wait(self) -> None:
+        await self._heard.wait()
+        for _ in range(self._steps):
+            await trio.lowlevel.checkpoint()
+
+
+class BreaksWhen(FakeChat):
+    """Says its first reply without its last word, then waits for something and breaks."""
+
+    noticed: Noticed
+
+    async def _words(self, parts: Sequence[str | ToolCall]) -> Any:
+        async with aclosing(super()._words(parts)) as words:
+            async for word in words:
+                if len(self.requests) == 1 and word == "fourteen. ":
+                    await self.noticed.wait()
+                    raise ProviderError("chat", "broke")
+                yield word
+
+
+class ChokesWhen(FakeVoice):
+    """Speaks half of its first piece, then waits for something and breaks."""
+
+    noticed: Noticed
+
+    async def _chunks(self, text: str, index: int) -> Any:
+        given = 0
+        async with aclosing(super()._chunks(text, index)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+                given += len(chunk)
+                if index == 0 and given > len(text) * CHAR * 0.75:
+                    await self.noticed.wait()
+                    raise ProviderError("voice", "broke")
+
+
+async def one_interruption(
+    noticed: Noticed, *, chat: FakeChat | None = None, voice: FakeVoice | None = None
+) -> tuple[CallSummary, FakeTwilio]:
+    socket = FakeTwilio(voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=13.0)
+    ear = FakeEar(["tell me", "stop please"])
+    chat = chat or FakeChat([LONG, "Sorry."])
+    summary = await run_call(socket, ports(ear, chat, voice), plan(), watch=noticed)
+    return summary, socket
+
+
+def check_answered_after_one_clear(summary: CallSummary, socket: FakeTwilio) -> None:
+    assert len(socket.times(twilio.SendClear)) == 1
+    assert socket.media_after_clear(until=6.2) == 0
+    assert [turn.interrupted for turn in summary.turns] == [True, False]
+    assert summary.turns[1].caller == "stop please"
+    assert summary.turns[1].heard == "Sorry."
+    assert LONG.startswith(summary.turns[0].heard)
+    assert 4 <= len(summary.turns[0].heard.split()) <= 10
+    assert summary.outcome is Outcome.HUNG_UP
+
+
+@pytest.mark.parametrize("steps", STEPS)
+async def test_barge_in_in_the_step_in_which_the_model_breaks(
+    steps: int, autojump_clock: Clock
+) -> None:
+    noticed = Noticed(steps)
+    # All but the last word is a sentence, and is spoken while the model waits.
+    chat = BreaksWhen([LONG.replace("thirteen", "thirteen."), "Sorry."])
+    chat.noticed = noticed
+    summary, socket = await one_interruption(noticed, chat=chat)
+
+    (generated, heard) = (summary.turns[0].generated, summary.turns[0].heard)
+    assert generated.startswith(heard)
+    assert len(socket.times(twilio.SendClear)) == 1
+    assert socket.media_after_clear(until=6.2) == 0
+    assert summary.turns[1].caller == "stop please"
+    assert summary.turns[1].heard == "Sorry."
+    assert "I" not in heard  # no apology over the caller
+
+
+@pytest.mark.parametrize("steps", STEPS)
+async def test_barge_in_in_the_step_in_which_the_voice_breaks(
+    steps: int, autojump_clock: Clock
+) -> None:
+    noticed = Noticed(steps)
+    voice = ChokesWhen()
+    voice.noticed = noticed
+    summary, socket = await one_interruption(noticed, voice=voice)
+
+    check_answered_after_one_clear(summary, socket)
+    assert summary.counts.get("synthesis_failures", 0) <= 1
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("how", ["stop", "socket gone", "server stops"])
+async def test_barge_in_in_the_step_in_which_the_call_ends(
+    how: str, steps: int, autojump_clock: Clock
+) -> None:
+    noticed, server = Noticed(steps), trio.CancelScope()
+    ended: list[CallSummary] = []
+
+    class Ending(FakeTwilio):
+        over: str = ""
+
+        async def receive(self) -> twilio.Inbound:
+            while not self.over:
+                with trio.CancelScope() as self.receiving:
+                    return await super().receive()
+            await trio.lowlevel.checkpoint()
+            if self.over == "stop":
+                return twilio.Stop()
+            raise SocketClosed(1006)
+
+        async def send(self, message: twilio.Outbound) -> None:
+            if self.over == "socket gone":
+                await trio.lowlevel.checkpoint()
+                raise SocketClosed(1006)
+            await super().send(message)
+
+    socket = Ending(voice=[(1.0, 2.0), (5.0, 6.0)], stop_at=13.0)
+
+    async def end() -> None:
+        await noticed.wait()
+        if how == "server stops":
+            server.cancel()
+        else:
+            socket.over = how
+            socket.receiving.cancel()
+
+    ear, chat = FakeEar(["tell me", "stop please"]), FakeChat([LONG, "Sorry."])
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end)
+        with server:
+            await run_call(socket, ports(ear, chat), plan(), on_end=ended.append, watch=noticed)
+        # At once: no provider, no verdict and no mark is waited for.
+        assert trio.current_time() - socket._began == pytest.approx(5.06, abs=0.025)
+    assert trio.lowlevel.current_statistics().tasks_living == tasks
+
+    (summary,) = ended
+    assert (
+        summary.outcome
+        is {
+            "stop": Outcome.HUNG_UP,
+            "socket gone": Outcome.SOCKET_CLOSED,
+            "server stops": Outcome.CANCELLED,
+        }[how]
+    )
+    assert len(socket.times(twilio.SendClear)) <= 1
+    assert [turn.interrupted for turn in summary.turns] == [True]
+    assert LONG.startswith(summary.turns[0].heard)
+    assert 4 <= len(summary.turns[0].heard.split()) <= 10
