@@ -402,6 +402,19 @@ def test_a_stalled_line_has_let_through_what_was_written_before_it_and_no_more(
     assert ledger.close(11.012, cleared=True).heard == (500 + lead_ms + 12) * 8
 
 
+def test_a_stall_may_begin_any_time_after_the_last_audio_that_came() -> None:
+    """Seldom audio tells of it late: what was written meanwhile may have been caught by it."""
+    ledger = opened()
+    for at in (9.8, 9.9):
+        ledger.caller_heard(round((at - 9.0) * 1_000), at)
+    write(ledger, 200, 9.97)
+    ledger.caller_heard(1_000, 10.0)
+    write(ledger, 100, 10.07)
+    ledger.caller_heard(1_100, 10.6)  # not at 10.1
+
+    assert ledger.close(10.61, cleared=True).heard == 10 * 8
+
+
 def test_what_began_in_a_stall_begins_when_it_is_over() -> None:
     ledger = opened()
     listening(ledger, 9.0, 10.0)

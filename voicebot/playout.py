@@ -105,6 +105,7 @@ class Ledger:
         self._first_echo_at = math.inf
         self._levels: list[float] = []  # of each 20 ms frame written
         self._way = _ShortestWay()
+        self._came_at = -math.inf  # when audio of the caller came last
         self._stall_at = -math.inf  # when the last stall of the line was seen to be over
         self._guessed = False  # the delay of this run is inferred from a stall
         self.stale_marks = 0
@@ -181,14 +182,20 @@ class Ledger:
     def caller_heard(self, timestamp_ms: int, now: float) -> None:
         """Take note of when audio of the caller was sent, by Twilio's stamp, and came."""
         late = self._way.late(timestamp_ms / 1_000, now)
-        if late <= self._lead_s:
-            return
+        if late > self._lead_s:
+            self._take_stall(late, now)
+        self._came_at = now
+
+    def _take_stall(self, late: float, now: float) -> None:
+        """Take note of audio of the caller that a stall has held up."""
         # The first of a burst was sent when the stall began; those that follow tell nothing new.
         if self._written and now - self._stall_at > _BURST_S:
             if now - self._first_echo_at <= _BURST_S:
                 self._round_trip = None  # it came in this burst, and was held up as well
                 self._delays.clear()
-            lag = max(self._lag(), now - self._dry_at(now - late - _CAUGHT_S))
+            # It began somewhere between what came last and when this should have come.
+            began = min(now - late, self._came_at)
+            lag = max(self._lag(), now - self._dry_at(began - _CAUGHT_S))
             self._delays.clear()
             self._delays.append((self._round_trip or 0.0) + lag)
             self._guessed = True
