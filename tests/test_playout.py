@@ -415,6 +415,19 @@ def test_a_stall_may_begin_any_time_after_the_last_audio_that_came() -> None:
     assert ledger.close(10.61, cleared=True).heard == 10 * 8
 
 
+def test_what_comes_in_bunches_behind_a_stall_does_not_take_the_lag_back() -> None:
+    ledger = opened()
+    listening(ledger, 9.0, 10.0)
+    write(ledger, 200, 10.0)
+    for i in range(1, 7):
+        write(ledger, 100, 10.0 + 0.1 * i)
+    stalled(ledger, 10.0, 10.5)
+    for frame in range(12):  # 250 ms late as well, and no echo has come yet
+        ledger.caller_heard(7_300 + 20 * frame, 10.57 + 0.001 * frame)
+
+    assert ledger.close(10.6, cleared=True).heard == 100 * 8
+
+
 def test_what_began_in_a_stall_begins_when_it_is_over() -> None:
     ledger = opened()
     listening(ledger, 9.0, 10.0)

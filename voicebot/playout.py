@@ -190,7 +190,7 @@ class Ledger:
         """Take note of audio of the caller that a stall has held up."""
         # The first of a burst was sent when the stall began; those that follow tell nothing new.
         if self._written and now - self._stall_at > _BURST_S:
-            if now - self._first_echo_at <= _BURST_S:
+            if 0.0 <= now - self._first_echo_at <= _BURST_S:
                 self._round_trip = None  # it came in this burst, and was held up as well
                 self._delays.clear()
             # It began somewhere between what came last and when this should have come.
