@@ -20,6 +20,7 @@ import trio
 from voicebot import twilio
 from voicebot.errors import ProviderError, SocketClosed
 from voicebot.floor import Bell
+from voicebot.patience import Endpointing
 from voicebot.plan import CallPlan
 from voicebot.ports import Final, Message, Ports, Tool, ToolCall, Transcript
 
@@ -367,7 +368,9 @@ class FakeVoice:
 
 def plan(**changes: Any) -> CallPlan:
     """Return a plan with a short greeting; a test changes what it is about."""
-    return CallPlan(**{"prompt": "be brief", "greeting": "", **changes})
+    # The times in the tests are made for it.
+    patient = Endpointing(hangover_ms=350, guesses=0)
+    return CallPlan(**{"prompt": "be brief", "greeting": "", "endpointing": patient, **changes})
 
 
 def ports(

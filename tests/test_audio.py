@@ -59,6 +59,16 @@ def test_dbov_of_silence_and_of_nothing() -> None:
     assert audio.dbov(b"") == -math.inf
 
 
+@pytest.mark.parametrize("decibel", [0.0, 6.0, 12.0, 20.0])
+def test_quieter_is_quieter_by_so_much(decibel: float) -> None:
+    loud = audio.encode(array("h", (round(20_000 * math.sin(i / 7)) for i in range(800))).tobytes())
+    quiet = audio.quieter(loud, decibel)
+    assert len(quiet) == len(loud)
+    assert audio.dbov(quiet) == pytest.approx(
+        audio.dbov(loud) - decibel, abs=0.3
+    )  # as fine as mu-law is
+
+
 def test_fade_in_starts_at_zero_and_leaves_the_rest_alone() -> None:
     loud = bytes([0x10]) * 160
     faded = audio.fade_in(loud)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -23,13 +22,14 @@ from tests.fakes import (
     read_back,
 )
 from voicebot import twilio
+from voicebot.audio import PCM16
 from voicebot.errors import ProviderError, SocketClosed
 from voicebot.nursery import run_call
 from voicebot.plan import CallPlan, Timeouts
 from voicebot.ports import Final, Partial, ToolCall, UtteranceEnd
 from voicebot.record import CallSummary, Moment, Outcome
 from voicebot.testing import At, Network, Script, caller_says, hold, toy_ports
-from voicebot.turns import Endpointing
+from voicebot.turns import Interruption
 
 Clock = trio.testing.MockClock
 
@@ -466,7 +466,7 @@ async def test_without_resume_every_interruption_is_meant_at_once(autojump_clock
     chat = FakeChat([LONG, "Sorry."], gap=0.5)
 
     summary, _socket, chat = await interrupted_call(
-        5.0, for_s=0.2, heard="", chat=chat, endpointing=Endpointing(resume=False)
+        5.0, for_s=0.2, heard="", chat=chat, interruption=Interruption(policy="commit")
     )
 
     assert summary.turns[0].interrupted
@@ -474,6 +474,122 @@ async def test_without_resume_every_interruption_is_meant_at_once(autojump_clock
     assert at["confirmed"] == at["interrupt"]
     # Think is cancelled in the same step, although it still had words to say.
     assert chat.cancelled == 1
+
+
+# Quieter instead of silent.
+
+DUCKED = Interruption(policy="duck", duck_db=12.0)
+
+
+def is_quieter(message: twilio.SendMedia) -> bool:
+    return any(code != 0xFF and abs(PCM16[code]) < 8_000 for code in message.audio[40:])
+
+
+async def test_a_ducked_reply_goes_on_at_once_and_quieter_until_the_cough_is_over(
+    autojump_clock: Clock,
+) -> None:
+    summary, socket, _ = await interrupted_call(5.0, for_s=0.3, heard="", interruption=DUCKED)
+
+    [clear] = socket.times(twilio.SendClear)
+    assert clear == pytest.approx(5.06, abs=0.025)
+    media = [(at, m) for at, m in socket.sent if isinstance(m, twilio.SendMedia)]
+    assert min(at for at, _ in media if at >= clear) == clear  # what was cleared, at once
+    quiet = [at for at, m in media if is_quieter(m)]
+    # From the clear to the verdict: 0.2 s until the ears fall, 0.1 s for the words.
+    assert min(quiet) == clear
+    assert max(quiet) == pytest.approx(5.6, abs=0.07)
+    assert [at for at, m in media if min(quiet) <= at <= max(quiet)] == quiet
+    # Nothing is left out and nothing is said twice, and no further clear makes a hole.
+    assert [turn.heard for turn in summary.turns] == [LONG]
+    assert len(socket.heard()) == pytest.approx(len(LONG) * CHAR, abs=CHAR)
+
+
+async def test_a_ducked_reply_ends_when_the_interruption_is_meant(autojump_clock: Clock) -> None:
+    summary, socket, _chat = await interrupted_call(5.0, interruption=DUCKED)
+
+    first, second = socket.times(twilio.SendClear)
+    assert first == pytest.approx(5.06, abs=0.025)
+    assert second == pytest.approx(6.3, abs=0.05)  # with the words
+    after = [at for at, m in socket.sent if isinstance(m, twilio.SendMedia) and at > second]
+    assert min(after) > second + 0.3  # of the next reply
+    assert [turn.interrupted for turn in summary.turns] == [True, False]
+    played = sum(len(audio) for at, audio in socket.played if at < second)
+    assert len(summary.turns[0].heard) * CHAR == pytest.approx(played, abs=8 * CHAR)
+    assert summary.turns[1].heard == "Sorry."
+
+
+async def test_a_reply_that_has_not_begun_is_held_and_not_ducked(autojump_clock: Clock) -> None:
+    """Nobody begins to speak while somebody else does."""
+    summary, socket, _ = await interrupted_call(2.6, for_s=0.3, heard="", interruption=DUCKED)
+
+    assert socket.times(twilio.SendClear) == []
+    assert socket.times(twilio.SendMedia)[0] > 3.1
+    assert not any(is_quieter(m) for _, m in socket.sent if isinstance(m, twilio.SendMedia))
+    assert summary.turns[0].heard == LONG
+
+
+async def test_a_ducked_reply_that_ends_before_the_words_come_was_heard(
+    autojump_clock: Clock,
+) -> None:
+    summary, _, _chat = await interrupted_call(
+        3.5, heard="and on sunday", reply="One two three four five six.", interruption=DUCKED
+    )
+
+    assert [turn.interrupted for turn in summary.turns] == [False, False]
+    assert summary.turns[0].heard == "One two three four five six."
+    assert summary.turns[1].caller == "and on sunday"
+
+
+# The bot's own words, come back.
+
+
+async def test_the_echo_of_the_bots_words_is_no_interruption(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=12.0)
+    ear, chat = FakeEar(["tell me"]), FakeChat([LONG, "Sorry."])
+
+    async def echo() -> None:
+        await trio.sleep_until(socket._began + 4.5)
+        ear.push(Partial("three four five"))
+        await trio.sleep(0.3)
+        ear.push(Final("three four five six"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(echo)
+        summary = await run_call(socket, ports(ear, chat), plan())
+
+    assert socket.times(twilio.SendClear) == []
+    assert [turn.heard for turn in summary.turns] == [LONG]
+
+
+async def test_what_the_bot_will_only_say_is_no_echo(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=12.0)
+    ear, chat = FakeEar(["tell me"]), FakeChat([LONG, "Sorry."])
+
+    async def know_it_all() -> None:
+        await trio.sleep_until(socket._began + 4.5)
+        ear.push(Final("twelve thirteen fourteen"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(know_it_all)
+        summary = await run_call(socket, ports(ear, chat), plan())
+
+    assert len(socket.times(twilio.SendClear)) == 1
+    assert [turn.caller for turn in summary.turns] == ["tell me", "twelve thirteen fourteen"]
+
+
+async def test_an_echo_that_comes_behind_the_reply_is_no_turn(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=14.0)
+    ear, chat = FakeEar(["tell me"]), FakeChat(["One two three four five.", "Sorry."])
+
+    async def echo() -> None:
+        await trio.sleep_until(socket._began + 5.5)
+        ear.push(Final("three four five"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(echo)
+        summary = await run_call(socket, ports(ear, chat), plan())
+
+    assert [turn.heard for turn in summary.turns] == ["One two three four five."]
 
 
 async def test_the_model_is_stopped_by_the_verdict_and_not_only_when_the_clear_is_written(
@@ -489,7 +605,7 @@ async def test_the_model_is_stopped_by_the_verdict_and_not_only_when_the_clear_i
     chat = FakeChat(["So it is. " * 40, "Sorry."], gap=0.1)  # a sentence in 0.3 s, from 2.65 s on
 
     summary, _, chat = await interrupted_call(
-        5.0, socket=socket, chat=chat, endpointing=Endpointing(resume=False)
+        5.0, socket=socket, chat=chat, interruption=Interruption(policy="commit")
     )
 
     assert socket.times(twilio.SendClear) == [pytest.approx(7.06, abs=0.1)]
@@ -778,12 +894,16 @@ class BreaksWhen(FakeChat):
     noticed: Noticed
 
     async def _words(self, parts: Sequence[str | ToolCall]) -> Any:
-        async with aclosing(super()._words(parts)) as words:
+        words = super()._words(parts)
+        try:
             async for word in words:
                 if len(self.requests) == 1 and word == "fourteen. ":
                     await self.noticed.wait()
                     raise ProviderError("chat", "broke")
                 yield word
+        finally:
+            with trio.move_on_after(1, shield=True):
+                await words.aclose()
 
 
 class ChokesWhen(FakeVoice):
@@ -793,13 +913,17 @@ class ChokesWhen(FakeVoice):
 
     async def _chunks(self, text: str, index: int) -> Any:
         given = 0
-        async with aclosing(super()._chunks(text, index)) as chunks:
+        chunks = super()._chunks(text, index)
+        try:
             async for chunk in chunks:
                 yield chunk
                 given += len(chunk)
                 if index == 0 and given > len(text) * CHAR * 0.75:
                     await self.noticed.wait()
                     raise ProviderError("voice", "broke")
+        finally:
+            with trio.move_on_after(1, shield=True):
+                await chunks.aclose()
 
 
 async def one_interruption(
@@ -914,3 +1038,66 @@ async def test_barge_in_in_the_step_in_which_the_call_ends(
     assert [turn.interrupted for turn in summary.turns] == [True]
     assert LONG.startswith(summary.turns[0].heard)
     assert 4 <= len(summary.turns[0].heard.split()) <= 10
+
+
+# What is on record of it.
+
+
+async def test_an_interruption_that_was_meant_is_on_record(autojump_clock: Clock) -> None:
+    summary, _, _ = await interrupted_call(5.0)
+
+    [barge_in] = summary.barge_ins
+    assert (barge_in.turn, barge_in.meant, barge_in.cleared) == (0, True, True)
+    assert barge_in.onset == pytest.approx(5.0, abs=0.021)
+    assert barge_in.noticed == pytest.approx(5.06, abs=0.021)
+    assert barge_in.last_media is not None
+    assert barge_in.noticed - 0.07 <= barge_in.last_media <= barge_in.noticed
+    assert barge_in.silenced == barge_in.noticed  # no time passes between the two
+    assert barge_in.echoed == pytest.approx(barge_in.silenced, abs=0.02)
+    assert barge_in.decided == pytest.approx(6.3, abs=0.03)  # with the words
+    assert barge_in.resumed is None
+    # How long the caller waited for the answer, from when the ears let go.
+    assert summary.turns[1].fell == pytest.approx(6.2, abs=0.021)
+
+
+async def test_an_interruption_that_was_not_meant_is_on_record(autojump_clock: Clock) -> None:
+    summary, socket, _ = await interrupted_call(5.0, for_s=0.3, heard="")
+
+    [barge_in] = summary.barge_ins
+    assert barge_in.meant is False
+    assert barge_in.decided == pytest.approx(5.6, abs=0.03)
+    again = [at for at in socket.times(twilio.SendMedia) if at > 5.1]
+    assert barge_in.resumed == pytest.approx(again[0], abs=0.002)
+
+
+async def test_an_interruption_of_nothing_audible_is_on_record(autojump_clock: Clock) -> None:
+    summary, _, _ = await interrupted_call(2.6)
+
+    [barge_in] = summary.barge_ins
+    assert (barge_in.cleared, barge_in.last_media, barge_in.echoed) == (False, None, None)
+    assert barge_in.silenced == barge_in.noticed
+    assert barge_in.meant is True
+
+
+async def test_each_interruption_has_its_own_record(autojump_clock: Clock) -> None:
+    coughs = [(4.0, 4.1), (5.0, 5.1), (6.0, 6.1)]
+    socket = FakeTwilio(voice=[(1.0, 2.0), *coughs], stop_at=18.0)
+    summary = await run_call(socket, ports(FakeEar(["tell me"]), FakeChat([LONG])), plan())
+
+    assert [round(b.onset) for b in summary.barge_ins] == [4, 5, 6]
+    assert [b.meant for b in summary.barge_ins] == [False] * 3
+    assert summary.counts["refuted"] == 3
+    for barge_in in summary.barge_ins:
+        assert barge_in.silenced is not None
+        assert barge_in.resumed is not None
+        assert barge_in.onset < barge_in.silenced < barge_in.resumed < barge_in.onset + 1.0
+
+
+async def test_a_ducked_interruption_is_silenced_when_it_was_ducked(
+    autojump_clock: Clock,
+) -> None:
+    summary, socket, _ = await interrupted_call(5.0, interruption=DUCKED)
+
+    [barge_in] = summary.barge_ins
+    assert barge_in.silenced == pytest.approx(socket.times(twilio.SendClear)[0], abs=0.002)
+    assert barge_in.meant is True

@@ -43,7 +43,7 @@ def test_vendors_names_and_our_own() -> None:
             "GROQ_API_KEY": "key-of-groq",
             "VOICEBOT_MAX_CALLS": "7",
             "VOICEBOT_PACING__LEAD_MS": "150",
-            "VOICEBOT_ENDPOINTING__RESUME": "false",
+            "VOICEBOT_INTERRUPTION__POLICY": "commit",
             "VOICEBOT_TIMEOUTS__MEDIA_S": "2.5",
             "OTHER": "ignored",
         }
@@ -51,8 +51,27 @@ def test_vendors_names_and_our_own() -> None:
     assert (settings.telephony, settings.deepgram, settings.groq) == (True, True, True)
     assert settings.call_limit == 7
     assert settings.pacing.lead_ms == 150
-    assert settings.endpointing.resume is False
+    assert settings.interruption.policy == "commit"
     assert settings.timeouts.media_s == 2.5
+
+
+def test_lists_of_words_have_commas() -> None:
+    settings = load({"VOICEBOT_INTERRUPTION__STOPPING": "abort mission, halt,"})
+    assert settings.interruption.stopping == ("abort mission", "halt")
+    assert settings.interruption.listening == ()
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("VOICEBOT_INTERRUPTION__POLICY", "sometimes"),
+        ("VOICEBOT_INTERRUPTION__CONFIRM_MS", "-1"),
+        ("VOICEBOT_ENDPOINTING__GUESSES", "-1"),
+    ],
+)
+def test_rules_of_turn_taking_that_make_no_sense_are_named(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        load({name: value})
 
 
 def test_secrets_do_not_show() -> None:

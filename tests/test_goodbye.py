@@ -17,7 +17,7 @@ from voicebot.nursery import run_call
 from voicebot.plan import Timeouts
 from voicebot.ports import Final, Partial, ToolCall, Transcript
 from voicebot.record import CallSummary, Outcome
-from voicebot.turns import Endpointing
+from voicebot.turns import Interruption
 
 Clock = trio.testing.MockClock
 
@@ -243,7 +243,7 @@ async def test_a_goodbye_that_was_given_up_for_a_noise_ends_nothing(autojump_clo
         [[GOODBYE, HANG_UP]],
         voice=[(1.0, 2.0), (4.0, 4.2)],
         says=["that is all", ""],
-        endpointing=Endpointing(resume=False),
+        interruption=Interruption(policy="commit"),
     )
 
     assert summary.outcome is Outcome.HUNG_UP

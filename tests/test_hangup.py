@@ -14,10 +14,10 @@ from tests.fakes import FakeChat, FakeEar, FakeTwilio, FakeVoice, plan, ports
 from voicebot import twilio
 from voicebot.errors import RemoteProtocolError, SocketClosed
 from voicebot.nursery import run_call
+from voicebot.patience import Endpointing
 from voicebot.plan import Timeouts
 from voicebot.ports import Ears
 from voicebot.record import CallSummary, Outcome
-from voicebot.turns import Endpointing
 
 Clock = trio.testing.MockClock
 LONG = "One two three four five six seven eight nine ten eleven twelve."

@@ -475,6 +475,26 @@ async def test_with_an_api_key_loopback_must_send_it_too(given: str | None) -> N
         assert service.twilio.asked == []
 
 
+async def test_metrics_are_for_those_who_may_see_calls() -> None:
+    async with running(**TWILIO, VOICEBOT_API_KEY=API_KEY) as service:
+        async with service.client(STRANGER) as client:
+            key = {"Authorization": f"Bearer {API_KEY}"}
+            refused = await client.get("/metrics")
+            told = await client.get("/metrics", headers=key)
+    assert refused.status_code == 401
+    assert told.status_code == 200
+    assert told.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "voicebot_yield_seconds_bucket" in told.text
+
+
+async def test_without_a_key_metrics_are_for_this_machine_only() -> None:
+    async with running(**TWILIO) as service:
+        async with service.client(STRANGER) as client:
+            assert (await client.get("/metrics")).status_code == 403
+        async with service.client(LOCAL) as client:
+            assert (await client.get("/metrics")).status_code == 200
+
+
 async def test_without_twilio_the_missing_settings_are_named() -> None:
     async with running() as service:
         async with service.client(LOCAL) as client:

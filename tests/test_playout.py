@@ -77,6 +77,18 @@ def test_audio_written_in_the_moment_in_which_the_last_ends_is_no_underrun() -> 
     assert (ledger.underruns, ledger.underrun_s) == (0, 0.0)
 
 
+def test_what_is_playing_is_by_the_clock_and_changes_nothing() -> None:
+    ledger = opened(position=800)
+    assert ledger.playing(10.0) == 800
+    name = write(ledger, 300, 10.0, mark=True)
+    write(ledger, 300, 10.1)
+    assert ledger.playing(10.05) == 800 + 50 * 8
+    assert ledger.playing(99.0) == 800 + 600 * 8
+    ledger.mark_echoed(name, 10.4)  # a hundred behind
+    assert ledger.playing(10.5) == 800 + 400 * 8
+    assert ledger.close(10.2, cleared=True).heard < 800 + 400 * 8
+
+
 def test_mark_names_carry_turn_epoch_and_sequence() -> None:
     ledger = opened()
     assert write(ledger, 20, 0.0, mark=True) == "3.0.1"

@@ -32,6 +32,19 @@ def test_words_share_the_audible_part_of_their_clause() -> None:
     assert reel.heard(reel.length) == "ab cd"
 
 
+def test_words_of_which_a_part_is_between_two_positions() -> None:
+    reel = Reel()
+    reel.begin("one two three")
+    reel.append(b"\x10" * 13 * 400)
+    reel.end()
+    char = 400
+    assert reel.words_between(0, 13 * char) == "one two three"
+    assert reel.words_between(3 * char, 5 * char) == "two"
+    assert reel.words_between(2 * char, 5 * char) == "one two"
+    assert reel.words_between(7 * char, 8 * char) == ""
+    assert reel.words_between(-1_000, 0) == ""
+
+
 def test_clauses_follow_each_other() -> None:
     reel = reel_of(("one two", LOUD * 800), ("three", LOUD * 800))
 

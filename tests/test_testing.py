@@ -356,11 +356,12 @@ async def test_faults_of_a_connection(
     recogniser = ToyRecogniser([opening])
     audio = toy.say("hello there")
     if said is None:
-        # A nursery wraps what a task of its own raises.
-        with pytest.raises((ProviderError, ExceptionGroup)) as raised:
+        failed = False
+        try:
             await recognised(recogniser, audio, finalize=True)
-        faults = raised.value.exceptions if isinstance(raised.value, ExceptionGroup) else ()
-        assert all(isinstance(fault, ProviderError) for fault in faults or (raised.value,))
+        except* ProviderError:  # one or two: whoever sends and whoever receives are told
+            failed = True
+        assert failed
     else:
         assert await recognised(recogniser, audio, finalize=True) == said
     # The next connection is well.
@@ -439,9 +440,9 @@ class _Broken:
 
 def test_a_bug_in_a_port_fails_the_test() -> None:
     """A server survives it, so that nothing but the log would tell."""
-    with pytest.raises(ExceptionGroup) as raised:
+    bug = pytest.RaisesExc(ZeroDivisionError, match="a bug of the user's")
+    with pytest.RaisesGroup(bug, flatten_subgroups=True):
         hold(Script((caller_says("hello"),)), toy_ports(chat=_Broken()), PLAN)
-    assert raised.group_contains(ZeroDivisionError, match="a bug of the user's")
 
 
 def test_an_engine_that_does_not_end_fails_the_test() -> None:

@@ -332,7 +332,7 @@ async def test_barge_in_while_a_tool_ignores_its_cancellation_is_not_delayed(
     words = "One two three four five six seven eight nine ten eleven twelve."
 
     summary, socket, _ = await call(
-        [[words, BOOK], "Sorry."], tool, voice=[(1.0, 2.0), (4.0, 5.0)], says=["a", "no stop"]
+        [[words, BOOK], "Sorry."], tool, voice=[(1.0, 2.0), (4.0, 5.0)], says=["go", "no stop"]
     )
 
     assert socket.times(twilio.SendClear) == [pytest.approx(4.06, abs=0.025)]
@@ -361,7 +361,7 @@ async def test_barge_in_while_a_thread_cannot_be_interrupted_is_not_delayed() ->
 
     with trio.fail_after(20):
         summary = await run_call(
-            socket, ports(FakeEar(["a", "no stop"]), chat, tools=(tool,)), plan()
+            socket, ports(FakeEar(["go", "no stop"]), chat, tools=(tool,)), plan()
         )
 
     assert len(socket.times(twilio.SendClear)) == 1
@@ -412,7 +412,7 @@ def test_a_tool_that_must_not_be_torn_does_not_start_while_the_caller_may_say_st
             [["One two three four five six seven eight nine ten. " * 3, BOOK], "Sorry."],
             tool,
             voice=[(1.0, 2.0), (2.55, 3.5)],
-            says=["a", "no stop"],
+            says=["go", "no stop"],
         ),
     )
 
@@ -429,7 +429,7 @@ async def test_a_tool_that_was_not_started_runs_when_it_is_asked_for_again(
         [["One two three four five six seven eight nine ten. " * 3, BOOK], [BOOK], "Booked."],
         tool,
         voice=[(1.0, 2.0), (2.55, 3.5)],
-        says=["a", "no wait do book it"],
+        says=["go", "no wait do book it"],
     )
 
     assert len(tool.started) == 1

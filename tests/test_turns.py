@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from voicebot.patience import Endpointing
 from voicebot.ports import Final, Partial, Transcript, UtteranceEnd
 from voicebot.turns import (
     EndOfTurn,
-    Endpointing,
     Finalize,
+    Guess,
     Instruction,
     Interrupt,
+    Interruption,
     RecogniserLate,
     SpeechStarted,
     Turns,
     Verdict,
+    WrongGuess,
 )
 
+RULES = Endpointing(hangover_ms=350, guesses=0)
 YES, NO = Verdict(confirmed=True), Verdict(confirmed=False)
 
 
@@ -29,9 +33,14 @@ class Caller:
     """Drives the machine in 20 ms steps and collects what it orders."""
 
     def __init__(
-        self, endpointing: Literal["provider", "local"] = "local", *, resume: bool = True
+        self,
+        endpointing: Literal["provider", "local"] = "local",
+        *,
+        language: str = "en",
+        rules: Endpointing | None = None,
+        **interruption: Any,
     ) -> None:
-        self.turns = Turns(Endpointing(resume=resume), endpointing)
+        self.turns = Turns(rules or RULES, endpointing, Interruption(**interruption), language)
         self.now = 0.0
         self.orders: list[Instruction] = []
 
@@ -221,7 +230,7 @@ def test_the_reply_ending_while_suspected_leaves_nothing_to_resume() -> None:
 
 
 def test_without_resume_the_verdict_comes_with_the_interruption() -> None:
-    caller = Caller(resume=False).bot(active=True).hear(True, 0.02)
+    caller = Caller(policy="commit").bot(active=True).hear(True, 0.02)
     assert kinds(caller.take()) == ["SpeechStarted", "Interrupt", "Verdict"]
 
 
@@ -238,8 +247,31 @@ def test_after_the_end_of_a_turn_the_reply_owed_can_be_interrupted() -> None:
 
 def test_speech_final_ends_the_turn() -> None:
     caller = Caller("provider").hear(True, 0.5).says(Final("are you"))
-    caller.says(Partial("open")).says(Final("open", end_of_turn=True))
-    assert caller.take() == [SpeechStarted(60), EndOfTurn("are you open")]
+    caller.says(Partial("open")).hear(False, 0.1).says(Final("open", end_of_turn=True))
+    assert caller.take() == [SpeechStarted(60)]
+    caller.hear(False, 0.02)
+    assert caller.take() == [EndOfTurn("are you open")]
+
+
+def test_speech_final_is_not_believed_against_a_caller_who_goes_on() -> None:
+    """Its rule is a silence of 0.3 s: it may come when the next word has begun."""
+    caller = Caller("provider").hear(True, 0.5).hear(False, 0.06)
+    caller.says(Final("we are", end_of_turn=True)).hear(False, 0.02).hear(True, 1.0)
+    assert "EndOfTurn" not in kinds(caller.take())
+    caller.says(Partial("four")).hear(False, 0.3).says(Final("four people", end_of_turn=True))
+    assert caller.take() == [EndOfTurn("we are four people")]
+
+
+def test_speech_final_is_believed_when_the_ears_do_not_let_go_for_noise() -> None:
+    caller = Caller("provider").hear(True, 1.0).says(Final("hello", end_of_turn=True))
+    caller.hear(True, 0.38)
+    assert "EndOfTurn" not in kinds(caller.take())
+    assert caller.hear(True, 0.02).take() == [EndOfTurn("hello")]
+
+
+def test_speech_final_is_believed_at_once_where_the_ears_have_heard_nobody() -> None:
+    caller = Caller("provider").hear(False, 1.0).says(Final("hello", end_of_turn=True))
+    assert caller.take() == [EndOfTurn("hello")]
 
 
 def test_speech_final_over_the_bot_is_confirmed_first() -> None:
@@ -256,8 +288,9 @@ def test_utterance_end_ends_the_turn_if_there_are_words() -> None:
 
 
 def test_a_caller_who_goes_on_after_speech_final_is_heard_by_the_ears() -> None:
-    caller = Caller("provider").hear(True, 1.0).says(Final("well", end_of_turn=True))
-    caller.take()
+    caller = Caller("provider").hear(True, 1.0).says(Final("hello", end_of_turn=True))
+    caller.hear(True, 0.4)
+    assert caller.take()[-1] == EndOfTurn("hello")
     caller.hear(True, 0.38)
     assert caller.take() == []
     caller.hear(True, 0.04)
@@ -273,7 +306,7 @@ def test_words_that_ended_a_turn_as_a_partial_are_not_said_again_when_final() ->
     ]
 
 
-@pytest.mark.parametrize("text", ["another table", "a", "for two", "zzz"])
+@pytest.mark.parametrize("text", ["another table", "b", "for two", "zzz"])
 def test_words_that_are_not_those_of_the_partial_that_ended_a_turn_are_new(text: str) -> None:
     caller = Caller("provider").says(Final("I want")).says(Partial("a table")).says(UtteranceEnd())
     caller.take()
@@ -362,3 +395,288 @@ def check_verdicts(orders: Sequence[Instruction]) -> None:
             assert waiting
             waiting = False
     assert not waiting
+
+
+# What words do to it.
+
+
+@pytest.mark.parametrize("text", ["stop", "hold on", "wait wait"])
+def test_a_stop_word_needs_no_company(text: str) -> None:
+    caller = Caller("provider", confirm_words=3).bot(active=True).hear(True, 0.2)
+    caller.take()
+    assert caller.says(Partial(text)).take() == [YES]
+
+
+def test_fewer_words_than_asked_for_are_meant_only_when_they_are_all() -> None:
+    caller = Caller("provider", confirm_words=2).bot(active=True).hear(True, 0.2)
+    caller.take()
+    assert caller.says(Partial("tuesday")).take() == []
+    assert caller.says(Partial("okay tuesday")).take() == []
+    caller.hear(False, 0.2).says(Final("Tuesday.", end_of_turn=True))
+    assert caller.take() == [YES, EndOfTurn("Tuesday.")]
+
+
+def test_as_many_words_as_asked_for_are_meant_at_once() -> None:
+    caller = Caller("provider", confirm_words=2).bot(active=True).hear(True, 0.2)
+    caller.take()
+    assert caller.says(Partial("on tuesday")).take() == [YES]
+
+
+def test_a_voice_of_the_length_asked_for_is_meant_without_words() -> None:
+    caller = Caller(confirm_ms=500).bot(active=True).hear(True, 0.5)
+    assert kinds(caller.take()) == ["SpeechStarted", "Interrupt"]
+    caller.hear(True, 0.02)
+    assert caller.take() == [YES]
+
+
+def test_a_shorter_voice_is_not() -> None:
+    caller = Caller(confirm_ms=500).bot(active=True).hear(True, 0.48).hear(False, 0.04)
+    caller.says(Final("", finalized=True))
+    assert [order for order in caller.take() if isinstance(order, Verdict)] == [NO]
+
+
+def test_what_is_a_sign_of_listening_goes_by_the_language() -> None:
+    caller = Caller(language="de").bot(active=True).hear(True, 0.3).hear(False, 0.04)
+    caller.says(Final("Ja, genau.", finalized=True))
+    assert caller.take()[-1] == NO
+    caller = Caller(language="en").bot(active=True).hear(True, 0.3).hear(False, 0.04)
+    caller.says(Final("Ja, genau.", finalized=True))
+    assert caller.take()[-1] == YES
+
+
+SPOKEN = "We are open from nine to five, Monday to Friday"
+
+
+def test_the_bots_own_words_over_the_bot_are_no_interruption() -> None:
+    caller = Caller("provider").bot(active=True)
+    caller.orders += caller.turns.transcript(Partial("from nine to five"), 5.0, SPOKEN)
+    caller.orders += caller.turns.transcript(
+        Final("from nine to five", end_of_turn=True), 5.2, SPOKEN
+    )
+    assert caller.take() == []
+
+
+def test_the_bots_own_words_do_not_confirm_what_its_echo_began() -> None:
+    caller = Caller("provider").bot(active=True).hear(True, 0.3)
+    caller.take()
+    caller.orders += caller.turns.transcript(Partial("from nine to five"), caller.now, SPOKEN)
+    assert caller.take() == []
+    caller.orders += caller.turns.transcript(
+        Final("from nine to five", end_of_turn=True), caller.now, SPOKEN
+    )
+    caller.hear(False, 0.7)
+    assert caller.take() == [NO]
+
+
+def test_a_few_of_the_bots_words_said_by_a_voice_are_an_answer() -> None:
+    caller = Caller("provider").bot(active=True).hear(True, 0.3)
+    caller.take()
+    caller.orders += caller.turns.transcript(Partial("Monday"), caller.now, SPOKEN)
+    assert caller.take() == [YES]
+
+
+def test_a_few_of_the_bots_words_long_after_a_voice_are_an_echo() -> None:
+    caller = Caller("provider").hear(True, 0.3).hear(False, 2.0).bot(active=True)
+    caller.take()
+    caller.orders += caller.turns.transcript(Partial("nine to five"), caller.now, SPOKEN)
+    assert caller.take() == []
+
+
+def test_an_echo_does_not_hide_the_answer_to_a_finalize() -> None:
+    caller = Caller().bot(active=True).hear(True, 0.5).hear(False, 0.02)
+    caller.orders += caller.turns.transcript(
+        Final("open from nine to five", finalized=True), caller.now, SPOKEN
+    )
+    assert caller.take()[-1] == NO
+
+
+# How long a silence is waited for.
+
+
+def test_an_unfinished_phrase_is_waited_for() -> None:
+    caller = Caller().hear(True, 0.5).hear(False, 0.1)
+    caller.says(Final("I would like to", finalized=True)).hear(False, 0.7)
+    caller.hear(True, 0.5).hear(False, 0.1).says(Final("book a table", finalized=True))
+    caller.hear(False, 3.0)
+    ends = [order for order in caller.take() if isinstance(order, EndOfTurn)]
+    assert ends == [EndOfTurn("I would like to book a table")]
+
+
+def test_an_unfinished_phrase_is_not_waited_for_ever() -> None:
+    caller = Caller().hear(True, 0.5).hear(False, 0.02)
+    caller.says(Final("I would like to", finalized=True)).hear(False, 0.96)
+    assert "EndOfTurn" not in kinds(caller.take())
+    assert caller.hear(False, 0.04).take() == [EndOfTurn("I would like to")]
+
+
+def test_digits_are_waited_for() -> None:
+    caller = Caller().hear(True, 0.5).hear(False, 0.1).says(Final("555", finalized=True))
+    caller.hear(False, 1.1).hear(True, 0.5).hear(False, 0.1)
+    caller.says(Final("0101234", finalized=True)).hear(False, 0.3)
+    ends = [order for order in caller.take() if isinstance(order, EndOfTurn)]
+    assert ends == [EndOfTurn("555 0101234")]
+
+
+def test_a_caller_who_was_cut_off_is_given_longer() -> None:
+    caller = Caller()
+    for pause in (0.6, 0.6):
+        caller.hear(True, 0.5).hear(False, 0.1).says(Final("for two", finalized=True))
+        caller.hear(False, pause)
+    ends = [order for order in caller.take() if isinstance(order, EndOfTurn)]
+    # The second time 0.7 s are a pause: the caller went on behind them the first time.
+    assert ends == [EndOfTurn("for two")]
+    caller.hear(True, 0.5).hear(False, 0.1).says(Final("please", finalized=True)).hear(False, 2.0)
+    ends = [order for order in caller.take() if isinstance(order, EndOfTurn)]
+    assert ends == [EndOfTurn("for two please")]
+
+
+def test_a_caller_who_interrupts_an_answer_was_not_cut_off() -> None:
+    caller = Caller()
+    for _ in range(2):
+        caller.hear(True, 0.5).hear(False, 0.1).says(Final("for two", finalized=True))
+        caller.hear(False, 0.4)
+        caller.turns.bot_audible()
+        caller.hear(False, 0.2)
+    ends = [order for order in caller.take() if isinstance(order, EndOfTurn)]
+    assert ends == [EndOfTurn("for two")] * 2
+
+
+def test_a_providers_end_of_an_unfinished_phrase_is_held_back() -> None:
+    caller = Caller("provider").hear(True, 0.5).hear(False, 0.1)
+    caller.says(Final("I would like to", end_of_turn=True)).hear(False, 0.6).hear(True, 0.5)
+    assert "EndOfTurn" not in kinds(caller.take())
+    caller.hear(False, 0.2).says(Final("book a table", end_of_turn=True))
+    assert caller.take() == [EndOfTurn("I would like to book a table")]
+
+
+@pytest.mark.parametrize("settled_by", ["silence", "utterance end"])
+def test_a_providers_end_is_not_held_back_for_ever(settled_by: str) -> None:
+    caller = Caller("provider").hear(True, 0.5).hear(False, 0.1)
+    caller.says(Final("I would like to", end_of_turn=True))
+    caller.take()
+    if settled_by == "silence":
+        caller.hear(False, 0.88)
+        assert caller.take() == []
+        caller.hear(False, 0.04)
+    else:
+        caller.says(UtteranceEnd())
+    assert caller.take() == [EndOfTurn("I would like to")]
+
+
+def test_words_behind_a_providers_end_that_was_held_back_belong_to_the_turn() -> None:
+    caller = Caller("provider").hear(True, 0.5).hear(False, 0.1)
+    caller.says(Final("I would like to", end_of_turn=True)).says(Partial("book"))
+    caller.hear(False, 2.0)
+    assert "EndOfTurn" not in kinds(caller.take())
+    caller.says(Final("book a table", end_of_turn=True))
+    assert caller.take() == [EndOfTurn("I would like to book a table")]
+
+
+# Guesses: the caller has probably finished.
+
+GUESSING = Endpointing(hangover_ms=350, guesses=2)
+
+
+def test_what_the_caller_has_probably_said_is_guessed_before_the_silence_is_long_enough() -> None:
+    caller = Caller(rules=GUESSING).hear(True, 0.5).hear(False, 0.1)
+    caller.says(Final("for two", finalized=True))
+    assert caller.take()[-1] == Guess("for two")
+    caller.hear(False, 0.3)
+    assert caller.take() == [EndOfTurn("for two")]
+
+
+def test_a_guess_is_taken_back_when_the_caller_goes_on() -> None:
+    caller = Caller(rules=GUESSING).hear(True, 0.5).hear(False, 0.1)
+    caller.says(Final("for two", finalized=True)).hear(False, 0.1).hear(True, 0.02)
+    assert kinds(caller.take())[-3:] == ["Guess", "SpeechStarted", "WrongGuess"]
+    caller.hear(True, 0.3).hear(False, 0.1).says(Final("please", finalized=True))
+    assert caller.take()[-1] == Guess("for two please")
+    caller.hear(False, 0.3)
+    assert caller.take() == [EndOfTurn("for two please")]
+
+
+def test_a_providers_end_that_the_ears_do_not_agree_to_yet_is_a_guess() -> None:
+    caller = Caller("provider", rules=GUESSING).hear(True, 0.5).says(Partial("for two"))
+    caller.hear(False, 0.02)
+    assert "Guess" not in kinds(caller.take())  # its last word may still be missing
+    caller.says(Final("for two", end_of_turn=True))
+    assert caller.take() == [Guess("for two")]
+    caller.hear(False, 0.1)
+    assert caller.take() == [EndOfTurn("for two")]
+
+
+def test_a_guess_is_taken_back_when_there_are_more_words() -> None:
+    caller = Caller("provider", rules=GUESSING).hear(True, 0.5).hear(False, 0.02)
+    caller.says(Final("for two", end_of_turn=True)).says(Partial("please"))
+    assert kinds(caller.take())[-2:] == ["Guess", "WrongGuess"]
+    caller.says(Final("please", end_of_turn=True))
+    assert caller.take() == [Guess("for two please")]
+    caller.hear(False, 0.1)
+    assert caller.take() == [EndOfTurn("for two please")]
+
+
+def test_there_are_only_so_many_guesses_in_a_turn() -> None:
+    caller = Caller("provider", rules=GUESSING).hear(True, 0.5).hear(False, 0.02)
+    for word in ("red", "blue", "green", "black"):
+        caller.says(Partial(word)).says(Final(word, end_of_turn=True))
+    assert kinds(caller.take()).count("Guess") == 2
+    caller.hear(False, 0.2)
+    assert caller.take() == [EndOfTurn("red blue green black")]
+    caller.bot(active=False).hear(True, 0.5).hear(False, 0.02)
+    caller.says(Final("five", end_of_turn=True))
+    assert kinds(caller.take())[-1] == "Guess"  # another turn
+
+
+@pytest.mark.parametrize("text", ["I would like to", "it is 555"])
+def test_what_is_not_finished_is_no_guess(text: str) -> None:
+    caller = Caller(rules=GUESSING).hear(True, 0.5).hear(False, 0.1)
+    caller.says(Final(text, finalized=True)).hear(False, 0.4)
+    assert "Guess" not in kinds(caller.take())
+
+
+def test_words_over_the_bot_are_no_guess() -> None:
+    caller = Caller("provider", rules=GUESSING).bot(active=True).hear(True, 0.5)
+    caller.says(Partial("no wait")).hear(False, 0.2)
+    assert kinds(caller.take()) == ["SpeechStarted", "Interrupt", "Verdict"]
+
+
+@pytest.mark.parametrize("endpointing", ["provider", "local"])
+@given(data=st.data())
+def test_every_guess_is_settled(
+    endpointing: Literal["provider", "local"], data: st.DataObject
+) -> None:
+    """By the end of the turn or by being taken back, and before the next one."""
+    caller = Caller(endpointing, rules=GUESSING)
+    steps = data.draw(
+        st.lists(st.sampled_from(["voice", "quiet", "word", "part", "end", "bot"]), max_size=40)
+    )
+    active = False
+    for index, step in enumerate(steps):
+        match step:
+            case "voice" | "quiet":
+                caller.hear(step == "voice", data.draw(st.floats(0.02, 1.2)))
+            case "word":
+                local = endpointing == "local"
+                caller.says(Final(f"w{index}", end_of_turn=not local, finalized=local))
+            case "part":
+                caller.says(Partial(f"w{index}"))
+            case "end":
+                caller.says(UtteranceEnd())
+            case "bot":
+                active = not active
+                caller.bot(active=active)
+    caller.hear(False, 8.0)
+    open_guess: str | None = None
+    for order in caller.take():
+        match order:
+            case Guess(text):
+                assert open_guess is None
+                open_guess = text
+            case WrongGuess():
+                assert open_guess is not None
+                open_guess = None
+            case EndOfTurn():
+                open_guess = None
+            case Interrupt():
+                assert open_guess is None
+    assert open_guess is None

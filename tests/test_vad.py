@@ -3,7 +3,7 @@
 Speech is generated (vowels of a made-up voice, which Silero takes for speech) so that every rule
 is tested anywhere; recordings of people and of hold music are used where Debian's
 asterisk-core-sounds-en-wav and asterisk-moh-opsound-wav are installed. How good the ears are in
-numbers is the business of bench/hearing.py.
+numbers is the business of `bench/hearing`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from functools import lru_cache
 from typing import Final
 
 RATE_HZ: Final = 8_000
@@ -101,6 +102,17 @@ def fade_in(mulaw: bytes, milliseconds: float = 5.0) -> bytes:
     count = min(len(mulaw), round(milliseconds * BYTES_PER_MS))
     head = array("h", (PCM16[code] * i // count for i, code in enumerate(mulaw[:count])))
     return bytes(map(_ENCODE.__getitem__, head)) + mulaw[count:]
+
+
+@lru_cache(maxsize=16)
+def _quieter_codes(decibel: float) -> bytes:
+    gain = 10.0 ** (-decibel / 20)
+    return bytes(_ENCODE[round(value * gain)] for value in PCM16)
+
+
+def quieter(mulaw: bytes, decibel: float) -> bytes:
+    """Return the audio quieter by that much."""
+    return mulaw.translate(_quieter_codes(decibel))
 
 
 class Framer:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -28,9 +28,10 @@ from pydantic_settings import (
 from voicebot.audio import FRAME_MS
 from voicebot.errors import ConfigError
 from voicebot.hearing import Hearing
+from voicebot.patience import Endpointing
 from voicebot.plan import Timeouts
 from voicebot.playout import Pacing
-from voicebot.turns import Endpointing
+from voicebot.turns import Interruption
 
 E164: Final = re.compile(r"\+[1-9][0-9]{6,14}", re.ASCII)  # ITU-T E.164: at most 15 digits
 _ACCOUNT_SID: Final = re.compile(r"AC[0-9a-f]{32}", re.ASCII)
@@ -156,8 +157,22 @@ class Settings(BaseSettings):
     # The engine; the defaults and their reasons stand beside the code that uses them.
     hearing: Hearing = Hearing()
     endpointing: Endpointing = Endpointing()
+    interruption: Interruption = Interruption()
     pacing: Pacing = Pacing()
     timeouts: Timeouts = Timeouts()
+
+    @field_validator("interruption", mode="before")
+    @classmethod
+    def _split_words(cls, given: Any) -> Any:
+        """Take words and phrases as a person writes a list of them: with commas."""
+        if not isinstance(given, Mapping):
+            return given
+        return {
+            name: tuple(filter(None, map(str.strip, value.split(","))))
+            if name in {"listening", "stopping"} and isinstance(value, str)
+            else value
+            for name, value in given.items()
+        }
 
     @property
     def telephony(self) -> bool:
@@ -280,9 +295,9 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"VOICEBOT_PACING__LEAD_MS: must be at least VOICEBOT_PACING__CHUNK_MS + {FRAME_MS}"
         )
-    for group in ("pacing", "endpointing", "timeouts"):
+    for group in ("pacing", "endpointing", "interruption", "timeouts"):
         for name, value in asdict(getattr(settings, group)).items():
-            if value < 0:
+            if isinstance(value, int | float) and value < 0:
                 problems.append(f"VOICEBOT_{group.upper()}__{name.upper()}: must not be negative")
     if settings.log_level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         problems.append("VOICEBOT_LOG_LEVEL: must be DEBUG, INFO, WARNING or ERROR")

@@ -63,8 +63,17 @@ class Dialog:
         if parts and parts[-1]:
             self._messages.append(Message("assistant", parts[-1]))
 
-    def messages(self) -> list[Message]:
-        """Return the prompt and as much of the newest history as fits, oldest first."""
+    def messages(self, guess: str = "") -> list[Message]:
+        """Return the prompt and as much of the newest history as fits, oldest first.
+
+        Args:
+            guess: what the caller seems to have said, which is not in the history yet.
+        """
+        if guess:
+            supposed = Dialog(self._prompt)
+            supposed._messages = self._messages.copy()
+            supposed.caller_said(guess)
+            return supposed.messages()
         size, start = 0, len(self._messages)
         for index in reversed(range(len(self._messages))):
             message = self._messages[index]

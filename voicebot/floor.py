@@ -55,11 +55,18 @@ class Floor:
             self._speaking.cancel(reason="barge-in")
 
     def decide(self, confirmed: bool) -> None:
-        """Give the verdict on the newest interruption."""
+        """Give the verdict on the newest interruption; meant, it silences who went on ducked."""
         self._pending, self._verdict = False, confirmed
         if not confirmed:
             self._kept = False
+        elif self._speaking is not None:
+            self._speaking.cancel(reason="barge-in")
         self._decided.ring()
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a verdict is due."""
+        return self._pending
 
     async def decided(self) -> bool:
         """Wait for the verdict on the newest interruption, if it is still due; return it."""

@@ -20,7 +20,7 @@ class Hearing:
     voiced_ms: int = 40  # of webrtcvad above the gates; one frame alone would pass clicks
     voiced_within_ms: int = 80  # a plosive and its vowel have a gap between them
     fall: float = 0.35  # below `rise`, so that a weak syllable does not end its word
-    release_ms: int = 200  # below `fall` for this long ends speech; gaps inside words are shorter
+    release_ms: int = 140  # below `fall` for this long ends speech; gaps inside words are shorter
 
     gate_dbov: float = -45.0  # callers are at -40 and above, the noise of most lines below -50
     over_noise_db: float = 6.0  # noise strays less; at 0 speech in noise gains only 10 ms

@@ -31,6 +31,7 @@ from voicebot import __version__, telephony
 from voicebot import log as log_setup
 from voicebot.config import Settings, load
 from voicebot.errors import CallRefused, ConfigError, ProviderError, VoicebotError
+from voicebot.metrics import CONTENT_TYPE
 from voicebot.service import Service, open_service
 from voicebot.serving import contain
 from voicebot.switchboard import (
@@ -50,6 +51,7 @@ NOTED: Final[tuple[str, int, dict[str, str]]] = ("", 204, {})
 log = logging.getLogger(__name__)
 
 TextReply = tuple[str, int, dict[str, str]]
+BytesReply = tuple[bytes, int, dict[str, str]]
 Reply = tuple[dict[str, Any], int] | tuple[dict[str, Any], int, dict[str, str]]
 OpenService = Callable[[Switchboard], AbstractAsyncContextManager[Service]]
 
@@ -167,6 +169,7 @@ def _create_quart(app: App) -> QuartTrio:
     quart.register_blueprint(_health(app))
     quart.register_blueprint(_webhooks(app.board))
     quart.register_blueprint(_calls(app))
+    quart.register_blueprint(_metrics(app.board))
     return quart
 
 
@@ -215,6 +218,20 @@ def _health(app: App) -> Blueprint:
     return routes
 
 
+def _metrics(board: Switchboard) -> Blueprint:
+    """How calls go, for a monitoring system; who may see calls may see it."""
+    routes = Blueprint("metrics", __name__)
+
+    @routes.get("/metrics")
+    async def metrics() -> Reply | BytesReply:
+        refused = _check_key(board.settings)
+        if refused is not None:
+            return refused
+        return board.metrics.text(), 200, {"Content-Type": CONTENT_TYPE}
+
+    return routes
+
+
 def _webhooks(board: Switchboard) -> Blueprint:
     """What Twilio asks of us and tells us: signed form POSTs."""
     routes = Blueprint("webhooks", __name__, url_prefix="/twilio")
@@ -248,6 +265,24 @@ def _webhooks(board: Switchboard) -> Blueprint:
     return routes
 
 
+def _check_key(settings: Settings) -> Reply | None:
+    """Return why this request may not see or place calls; None if it may."""
+    key = settings.api_key.get_secret_value()
+    if not key:
+        if is_direct_loopback(request.scope):
+            return None
+        return _error(
+            403,
+            "without VOICEBOT_API_KEY only requests from this machine itself may use the "
+            "calls API; set it and send Authorization: Bearer <key>",
+        )
+    given = request.headers.get("Authorization", "")
+    if hmac.compare_digest(f"Bearer {key}".encode(), given.encode("utf-8", "surrogatepass")):
+        return None
+    body, status = _error(401, "send Authorization: Bearer <VOICEBOT_API_KEY>")[:2]
+    return body, status, {"WWW-Authenticate": "Bearer"}
+
+
 def _calls(app: App) -> Blueprint:
     """Place a call, look at calls, hang up."""
     routes = Blueprint("calls", __name__, url_prefix="/calls")
@@ -255,20 +290,7 @@ def _calls(app: App) -> Blueprint:
 
     @routes.before_request
     async def check() -> Reply | None:
-        key = settings.api_key.get_secret_value()
-        if not key:
-            if is_direct_loopback(request.scope):
-                return None
-            return _error(
-                403,
-                "without VOICEBOT_API_KEY only requests from this machine itself may use the "
-                "calls API; set it and send Authorization: Bearer <key>",
-            )
-        given = request.headers.get("Authorization", "")
-        if hmac.compare_digest(f"Bearer {key}".encode(), given.encode("utf-8", "surrogatepass")):
-            return None
-        body, status = _error(401, "send Authorization: Bearer <VOICEBOT_API_KEY>")[:2]
-        return body, status, {"WWW-Authenticate": "Bearer"}
+        return _check_key(settings)
 
     @routes.errorhandler(ProviderError)
     async def failed(exc: ProviderError) -> Reply:

@@ -30,7 +30,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, assert_never
+from typing import Any, Final, Literal, assert_never
 
 import trio
 
@@ -49,6 +49,7 @@ from voicebot.toolbox import BROKEN_OFF, HANG_UP_RESULT, NOT_STARTED, TOO_LATE, 
 from voicebot.turns import (
     EndOfTurn,
     Finalize,
+    Guess,
     Instruction,
     Interrupt,
     Nothing,
@@ -56,13 +57,17 @@ from voicebot.turns import (
     SpeechStarted,
     Turns,
     Verdict,
+    WrongGuess,
 )
+from voicebot.words import words_of
 
 _log = logging.getLogger(__name__)
 
 PIECES: Final = 64  # sentences waiting for synthesis, so that the model's stream is drained
 CLOCK_S: Final = 0.001  # what a timer may be early by, rounding included
+OVERLAP_BYTES: Final = 2 * audio.FRAME_BYTES  # said again by who goes on: the fade takes a bit
 REEL_AHEAD_S: Final = 20.0  # synthesised and not yet spoken: 160 kB, enough for any pause
+ECHO_S: Final = 4.0  # the bot's words may be recognised so much later: a provider's slowest
 TOOL_ROUNDS: Final = 5  # times a reply may ask for tools; then the model must answer without
 
 # Ends that the carrier does not know of. A stream that broke is not among them: Twilio goes on
@@ -98,8 +103,28 @@ class _Run:
     record: TurnRecord
 
 
+_Stage = Literal["first_text", "first_audio", "first_media"]  # of a reply
 _Outbound = _Media | _Mark | _EndEpoch
 _Think = Callable[[SentenceSplitter, "trio.MemorySendChannel[str]", "_Reply"], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class _Guess:
+    """What the caller has probably said, until it is known whether that is all."""
+
+    text: str
+    reply: _Reply | None = None  # to it, once it is under way
+    right: bool | None = None
+    _settled: Bell = field(default_factory=Bell)
+
+    def settle(self, right: bool) -> None:
+        self.right = right
+        self._settled.ring()
+
+    async def is_right(self) -> bool:
+        while self.right is None:
+            await self._settled.wait()
+        return self.right
 
 
 @dataclass(slots=True)
@@ -107,12 +132,19 @@ class _Reply:
     """A reply under way: what think, synth and speak share."""
 
     record: TurnRecord
+    guess: _Guess | None = None  # what it answers, if that is not certain
+    begun: bool = False  # it is a turn: from now on it may be heard, and is on record
     reel: Reel = field(default_factory=Reel)
     moved: Bell = field(default_factory=Bell)  # the reel has grown, or was spoken further
     spoken: int = 0  # position up to which audio was handed to the writer
     heard: int = 0  # position up to which the caller heard it, once an epoch has ended
     pieces: list[str] = field(default_factory=list)  # each is a clause of the reel
     parts: list[int] = field(default_factory=list)  # how many pieces there were at each tool call
+
+    @property
+    def text(self) -> str:
+        """What the caller has probably said, if that is not certain."""
+        return self.guess.text if self.guess is not None else ""
 
     def heard_parts(self) -> list[str]:
         """Return what was heard before the first tool calls, between them, and behind the last."""
@@ -221,17 +253,25 @@ class _Call:
         self._journal = Journal(self._began, watch)
         self._floor = Floor()
         self._ledger = Ledger(plan.pacing)
-        self._turns = Turns(plan.endpointing, ports.endpointing)
+        self._turns = Turns(plan.endpointing, ports.endpointing, plan.interruption, plan.language)
         self._dialog = Dialog(plan.prompt)
         self._toolbox = Toolbox(ports.tools, may_hang_up=plan.may_hang_up)
         self._framer = audio.Framer()
         self._ring = Ring()
         self._fed = Bell()
         self._inbox: list[str] = []  # turns of the caller not answered yet
+        self._idle = False  # nothing is being answered
+        self._guess: _Guess | None = None
         self._called = Bell()
         self._echoed = Bell()
         self._giving_up: Outcome | None = None
         self._thinking = trio.CancelScope()  # of the newest reply
+        self._voice = False  # of the caller, by the ears
+        self._fell: float | None = None  # when it fell
+        self._media_at = 0.0  # when media was written last
+        self._reply: _Reply | None = None  # the newest
+        self._silent_at = 0.0  # when it was last heard
+        self._ducks = plan.interruption.policy == "duck"
         self._speech_failures = 0
 
     def end(self, outcome: Outcome) -> None:
@@ -249,6 +289,7 @@ class _Call:
             duration_s=trio.current_time() - self._began,
             turns=tuple(self._journal.turns),
             timeline=tuple(self._journal.timeline),
+            barge_ins=tuple(self._journal.barge_ins),
             counts={
                 **self._journal.counts,
                 "gaps": self._framer.gaps,
@@ -281,7 +322,8 @@ class _Call:
         match item:
             case _Media(epoch, chunk):
                 await self._socket.send(twilio.SendMedia(chunk))
-                self._ledger.media_written(epoch, chunk, trio.current_time())
+                self._media_at = trio.current_time()
+                self._ledger.media_written(epoch, chunk, self._media_at)
             case _Mark(epoch):
                 name = self._ledger.next_mark(epoch)
                 # Before it is sent, or its echo may be there first. All it follows is written.
@@ -330,13 +372,20 @@ class _Call:
             self.end(Outcome.PROTOCOL_ERROR)
 
     def _hear(self, frame: bytes, now: float) -> None:
-        voice = self._ears.hear(frame, echo_dbov=self._ledger.playing_dbov(now))
+        ears = self._ears
+        voice = ears.hear(frame, echo_dbov=self._ledger.playing_dbov(now))
         self._feed(frame)
-        self._obey(self._turns.frame(voice, self._ears.onset_ms, now))
+        if self._voice and not voice:
+            self._fell = now
+        self._voice = voice
+        self._obey(self._turns.frame(voice, ears.onset_ms, now))
 
     def _mark_echoed(self, name: str) -> None:
-        if self._ledger.mark_echoed(name, trio.current_time()):
+        now = trio.current_time()
+        if self._ledger.mark_echoed(name, now):
             self._echoed.ring()
+        else:
+            self._journal.clear_echoed(now)
 
     def _feed(self, item: bytes | SpeechStarted | Finalize) -> None:
         """Queue for the recogniser; the oldest audio goes when it cannot keep up."""
@@ -354,22 +403,47 @@ class _Call:
                     self._recognising.cancel(reason="late")
                 case Interrupt(onset):
                     self._floor.interrupt()
-                    self._note("interrupt", onset=round(onset - self._began, 3))
-                    self._journal.count("interruptions")
+                    turn = len(self._journal.turns) - 1
+                    self._journal.interrupted(trio.current_time(), onset, turn)
                 case Verdict(confirmed):
                     self._floor.decide(confirmed)
-                    self._note("confirmed" if confirmed else "refuted")
+                    self._journal.decided(trio.current_time(), confirmed)
                     if confirmed:
                         self._thinking.cancel(reason="barge-in")
+                case Guess(text):
+                    if self._idle and not self._inbox and self._giving_up is None:
+                        self._guess = _Guess(text)
+                        self._journal.count("guesses")
+                        self._called.ring()
+                case WrongGuess():
+                    self._settle_guess(right=False)
                 case EndOfTurn(text):
                     self._floor.given()
                     self._note("end_of_turn")
-                    self._inbox.append(text)
-                    self._called.ring()
+                    guessed = self._guess is not None and words_of(self._guess.text)
+                    if not self._settle_guess(right=guessed == words_of(text)):
+                        self._inbox.append(text)
+                        self._called.ring()
                 case Nothing():
                     self._called.ring()
                 case _ as unreachable:
                     assert_never(unreachable)
+
+    def _settle_guess(self, *, right: bool) -> bool:
+        """Say what became of the guess, if there is one; return whether its reply is a turn now.
+
+        It becomes one in this step, so that no task of it finds the call before its turn.
+        """
+        guess, self._guess = self._guess, None
+        if guess is None:
+            return False
+        self._journal.count("guesses_right", right)
+        guess.settle(right)
+        if guess.reply is None or not right:
+            return False
+        self._dialog.caller_said(guess.text)
+        self._begin(guess.reply)
+        return True
 
     # The recogniser.
 
@@ -388,7 +462,9 @@ class _Call:
                             while True:
                                 transcript = await transcriber.receive()
                                 failures = 0
-                                self._obey(self._turns.transcript(transcript, trio.current_time()))
+                                now = trio.current_time()
+                                spoken = self._spoken(now)
+                                self._obey(self._turns.transcript(transcript, now, spoken))
                 raise ProviderTimeout("recogniser", "no words in time")
             except* ProviderError as errors:
                 failures += 1
@@ -399,9 +475,22 @@ class _Call:
                     self._feed(SpeechStarted(0))
         self._give_up(Outcome.NO_RECOGNITION)
 
+    def _spoken(self, now: float) -> str:
+        """Return what the caller has lately heard of the bot, and may be recognised again."""
+        if self._reply is None:
+            return ""
+        heard = self._reply.heard
+        if self._ledger.open_epoch is not None:
+            heard = max(heard, self._ledger.playing(now))
+        elif now - self._silent_at > ECHO_S:
+            return ""
+        second = audio.BYTES_PER_S
+        return self._reply.reel.words_between(heard - ECHO_S * second, heard + second)
+
     def _give_up(self, outcome: Outcome) -> None:
         """Stop what is being said, say goodbye, and end the call."""
         self._giving_up = outcome
+        self._settle_guess(right=False)
         self._floor.interrupt()
         self._floor.decide(True)
         self._called.ring()
@@ -426,17 +515,21 @@ class _Call:
         if self._plan.greeting:
             await self._turn("", self._recite(self._plan.greeting))
         while True:
-            while not self._inbox and self._giving_up is None:
+            while not self._inbox and self._giving_up is None and self._guess is None:
+                self._idle = True
                 await self._called.wait()
+            self._idle = False
             if self._giving_up is not None:
                 self._floor.given()
                 await self._turn("", self._recite(self._plan.farewell))
                 self.end(self._giving_up)
                 return
-            text = " ".join(self._inbox)
-            self._inbox.clear()
-            self._dialog.caller_said(text)
-            if not await self._turn(text, self._answer):
+            guess = self._guess
+            text = " ".join(self._inbox) if guess is None else guess.text
+            if guess is None:
+                self._inbox.clear()
+                self._dialog.caller_said(text)
+            if not await self._turn(text, self._answer, guess):
                 continue
             # It was a goodbye. A cough over its end is waited out, words are answered.
             while self._turns.caller_talking and self._giving_up is None:
@@ -445,35 +538,42 @@ class _Call:
                 self.end(Outcome.BOT_HUNG_UP)
                 return
 
-    async def _turn(self, caller: str, think: _Think) -> bool:
+    async def _turn(self, caller: str, think: _Think, guess: _Guess | None = None) -> bool:
         """Give one reply: think, synthesise, speak, and be stopped or heard.
+
+        Args:
+            guess: what the caller has probably said. Until it is known to be right, the reply
+                is thought and synthesised and nothing else: it is neither heard nor on record.
 
         Returns whether it was a goodbye, heard to its end.
 
-        Owns: the turn nursery. It ends when the reply has been heard, or when an interruption
-        was meant; leaving it joins think and synth.
+        Owns: the turn nursery. It ends when the reply has been heard, when an interruption was
+        meant, or when the guess was wrong; leaving it joins think and synth.
         """
         number = len(self._journal.turns)
-        record = TurnRecord(number, caller, self._note("turn", number=number))
-        self._journal.turns.append(record)
-        reply = _Reply(record)
-        self._turns.bot_began()
+        record = TurnRecord(number, caller, 0.0)
+        reply = _Reply(record, guess)
+        if guess is None:
+            self._begin(reply)
+        else:
+            guess.reply = reply
         try:
             async with trio.open_nursery() as turn:  # owns think and synth
                 pieces_send, pieces_receive = trio.open_memory_channel[str](PIECES)
                 turn.start_soon(self._think, think, pieces_send, reply, name=f"think #{number}")
                 turn.start_soon(self._synth, pieces_receive, reply, name=f"synth #{number}")
-                record.interrupted = True  # until it is known to have been heard to its end
-                record.interrupted = not await self._deliver(reply)
-                turn.cancel_scope.cancel(reason="barge-in" if record.interrupted else "heard")
+                if guess is None or await guess.is_right():
+                    record.interrupted = True  # until it is known to have been heard to its end
+                    record.interrupted = not await self._deliver(reply)
+                    ended = "barge-in" if record.interrupted else "heard"
+                else:
+                    ended = "wrong guess"
+                turn.cancel_scope.cancel(reason=ended)
         finally:
-            # Also when the call ends in the middle: what was heard until then counts.
-            if self._ledger.open_epoch is not None:
-                reply.heard = max(reply.heard, self._ledger.heard(trio.current_time()))
-            parts = reply.heard_parts()
-            record.heard = " ".join(filter(None, parts))
-            self._dialog.bot_said(*parts, interrupted=record.interrupted)
-            self._note("turn_over", number=number, interrupted=record.interrupted)
+            if reply.begun:
+                self._end_turn(reply)
+        if not reply.begun:
+            return False
         goodbye = record.goodbye and not record.interrupted
         if not record.interrupted:
             self._toolbox.told()
@@ -481,6 +581,34 @@ class _Call:
         if not self._inbox and (not goodbye or self._turns.caller_talking):
             self._obey(self._turns.bot_ended(trio.current_time()))
         return goodbye
+
+    def _begin(self, reply: _Reply) -> None:
+        """Make a reply a turn of the call. Synchronous: one step for every other task."""
+        record, reply.begun, self._reply = reply.record, True, reply
+        record.began = self._note("turn", number=record.number)
+        if record.caller and self._fell is not None:
+            record.fell = self._journal.since(self._fell)
+        self._journal.turns.append(record)
+        self._turns.bot_began()
+        if reply.pieces:
+            self._first("first_text", reply)
+        if reply.reel.length:
+            self._first("first_audio", reply)
+
+    def _end_turn(self, reply: _Reply) -> None:
+        """Record what was heard of a reply; also when the call ends in the middle."""
+        record = reply.record
+        if self._ledger.open_epoch is not None:
+            reply.heard = max(reply.heard, self._ledger.heard(trio.current_time()))
+        parts = reply.heard_parts()
+        record.heard = " ".join(filter(None, parts))
+        self._dialog.bot_said(*parts, interrupted=record.interrupted)
+        self._note("turn_over", number=record.number, interrupted=record.interrupted)
+
+    def _first(self, what: _Stage, reply: _Reply) -> None:
+        """Note when a reply came so far, the first time, and once it is a turn."""
+        if reply.begun and getattr(reply.record, what) is None:
+            setattr(reply.record, what, self._note(what))
 
     async def _deliver(self, reply: _Reply) -> bool:
         """Speak a reply until it has been heard, through refuted interruptions.
@@ -500,15 +628,23 @@ class _Call:
             reply.heard = max(reply.heard, cut.heard)
             if not speak.cancelled_caught:
                 return True
-            self._note("silenced", heard_ms=cut.heard // audio.BYTES_PER_MS, cleared=cut.cleared)
+            last_media = None if reply.record.first_media is None else self._media_at
+            heard_ms = cut.heard // audio.BYTES_PER_MS
+            self._journal.silenced(trio.current_time(), heard_ms, cut.cleared, last_media)
             if cut.cleared:
                 self._journal.count("clears")
                 self._journal.count("discarded_ms", cut.discarded / audio.BYTES_PER_MS)
+            n += 1
+            if self._ducks and cut.cleared and self._floor.undecided:
+                # What was cleared goes on at once, only quieter, and no sound is left out.
+                position = max(0, reply.heard - OVERLAP_BYTES)
+                self._note("ducked", from_ms=position // audio.BYTES_PER_MS)
+                continue
             # A turn that has come meanwhile was meant, whatever came after it was not.
             if await self._floor.decided() or self._inbox or self._giving_up is not None:
                 return False
             # From the furthest that was heard: stops in a row must not go back word by word.
-            position, n = reply.reel.word_edge(reply.heard), n + 1
+            position = reply.reel.word_edge(reply.heard)
             self._note("resumed", from_ms=position // audio.BYTES_PER_MS)
             self._journal.count("resumes")
 
@@ -517,6 +653,7 @@ class _Call:
         request = _EndEpoch(clear)
         await self.outbound.send(request)
         await request.done.wait()
+        self._silent_at = trio.current_time()
         assert request.cut is not None  # the writer sets it before `done`
         return request.cut
 
@@ -571,7 +708,8 @@ class _Call:
         timeouts, calls = self._plan.timeouts, []
         try:
             with trio.fail_after(timeouts.first_token_s) as patience:
-                async with self._ports.chat.open_reply(self._dialog.messages(), tools) as answer:
+                messages = self._dialog.messages("" if reply.begun else reply.text)
+                async with self._ports.chat.open_reply(messages, tools) as answer:
                     async for delta in answer:
                         patience.deadline = math.inf  # waiting for synth is not the model's fault
                         if isinstance(delta, ToolCall):
@@ -590,6 +728,8 @@ class _Call:
         Cancellation: what has not started never will; what runs is broken off, unless that
         could do harm: it goes on, and its result is recorded when it is there.
         """
+        if reply.guess is not None and not await reply.guess.is_right():
+            await trio.sleep_forever()  # the turn nursery is being cancelled
         begun = reply.parts[-1] if reply.parts else 0
         reply.parts.append(len(reply.pieces))
         self._dialog.tools_called(" ".join(reply.pieces[begun:]), calls)
@@ -674,11 +814,9 @@ class _Call:
         return recite
 
     async def _give(self, piece: str, pieces: trio.MemorySendChannel[str], reply: _Reply) -> None:
-        record = reply.record
-        if record.first_text is None:
-            record.first_text = self._note("first_text")
         reply.pieces.append(piece)
-        record.generated = " ".join(reply.pieces)
+        reply.record.generated = " ".join(reply.pieces)
+        self._first("first_text", reply)
         await pieces.send(piece)
 
     # Synthesis, which survives a stop of speaking.
@@ -716,9 +854,8 @@ class _Call:
                 async with self._ports.synthesizer.open_speech(piece) as chunks:
                     async for chunk in chunks:
                         patience.deadline = math.inf  # waiting for the caller to listen is not late
-                        if reply.record.first_audio is None:
-                            reply.record.first_audio = self._note("first_audio")
                         reel.append(chunk)
+                        self._first("first_audio", reply)
                         reply.moved.ring()
                         while reel.length - reply.spoken > REEL_AHEAD_S * audio.BYTES_PER_S:
                             await reply.moved.wait()
@@ -764,11 +901,16 @@ class _Call:
             )
             if not handed and epoch.n:
                 chunk = audio.fade_in(chunk)
+            if self._ducks and self._floor.undecided:
+                chunk = audio.quieter(chunk, self._plan.interruption.duck_db)
             await self.outbound.send(_Media(epoch, chunk))
             handed += len(chunk)
             unmarked += len(chunk)
+            if epoch.n:
+                self._journal.went_on(trio.current_time())
             if reply.record.first_media is None:
-                reply.record.first_media = self._note("first_media")
+                self._turns.bot_audible()
+            self._first("first_media", reply)
             if unmarked >= pacing.mark_every_ms * audio.BYTES_PER_MS:
                 await self.outbound.send(_Mark(epoch))
                 unmarked = 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from voicebot.patience import Endpointing
 from voicebot.playout import Pacing
-from voicebot.turns import Endpointing
+from voicebot.turns import Interruption
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,5 +41,7 @@ class CallPlan:
     may_hang_up: bool = True  # whether the model is offered to end the call
     pacing: Pacing = field(default_factory=Pacing)
     endpointing: Endpointing = field(default_factory=Endpointing)
+    interruption: Interruption = field(default_factory=Interruption)
+    language: str = "en"  # BCP 47, of the caller's words
     timeouts: Timeouts = field(default_factory=Timeouts)
     send_deadline_s: float = 5.0  # a socket that takes no byte for this long is dropped

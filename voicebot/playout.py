@@ -244,6 +244,10 @@ class Ledger:
         """Return when everything written counts as played even if no mark comes back."""
         return self._clock_end() + self._echo_delay() + self._grace_s
 
+    def playing(self, now: float) -> int:
+        """Return the position that the caller hears now, by the clock; an estimate and no more."""
+        return self._base + (self._clock(now - self._delay()) if self._written else 0)
+
     def playing_dbov(self, now: float) -> float:
         """Return the level of what the caller hears now; -inf where nothing plays."""
         if self._epoch is None or not self._levels:

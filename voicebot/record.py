@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+BARGE_INS: Final = 1_000  # kept of a call; somebody who interrupts every three seconds for an hour
 TIMELINE_LENGTH: Final = 5_000  # events kept; an hour of lively talk has 2,000
 
 
@@ -48,12 +49,32 @@ class ToolRecord:
 
 
 @dataclass(slots=True)
+class BargeIn:
+    """One interruption as it went. Times are seconds since the call began, None if never reached.
+
+    `onset` to `silenced` is what the caller waits for: the bot is told to be silent.
+    """
+
+    turn: int  # the reply that was interrupted
+    onset: float  # the caller's sound began
+    noticed: float  # the ears, or a word, decided that it is a voice
+    last_media: float | None = None  # of the reply, before it was stopped
+    silenced: float | None = None  # `clear` written, or known to be needless
+    cleared: bool = False
+    echoed: float | None = None  # first mark that came back for the clear: Twilio has obeyed
+    decided: float | None = None  # whether it was meant
+    meant: bool | None = None
+    resumed: float | None = None  # the reply goes on, because it was not
+
+
+@dataclass(slots=True)
 class TurnRecord:
     """One turn as it went. Times are seconds since the call began, None if never reached."""
 
     number: int
     caller: str  # what the caller said; empty for the greeting
     began: float
+    fell: float | None = None  # the ears let go of the caller's voice, 0.3 s after its last sound
     first_text: float | None = None
     first_audio: float | None = None
     first_media: float | None = None
@@ -75,6 +96,7 @@ class CallSummary:
     turns: tuple[TurnRecord, ...]
     timeline: tuple[Moment, ...]
     counts: dict[str, float]
+    barge_ins: tuple[BargeIn, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as plain values for JSON. Holds what was said."""
@@ -91,16 +113,56 @@ class Journal:
         self._began = began
         self._watch = watch
         self.turns: list[TurnRecord] = []
+        self.barge_ins: list[BargeIn] = []
+        self._barge_in = BargeIn(-1, 0.0, 0.0)  # the newest; before the first, nobody's
         self.timeline: deque[Moment] = deque(maxlen=TIMELINE_LENGTH)
         self.counts: dict[str, float] = {}
 
     def note(self, now: float, what: str, **detail: Any) -> float:
         """Put an event on the timeline; return when it happened in the call."""
-        moment = Moment(round(now - self._began, 3), what, detail)
+        moment = Moment(self.since(now), what, detail)
         self.timeline.append(moment)
         if self._watch is not None:
             self._watch(moment)
         return moment.at
+
+    # One interruption after the other.
+
+    def interrupted(self, now: float, onset: float, turn: int) -> None:
+        """Begin the record of an interruption."""
+        noticed = self.note(now, "interrupt", onset=self.since(onset))
+        self.count("interruptions")
+        self._barge_in = BargeIn(turn, self.since(onset), noticed)
+        if len(self.barge_ins) < BARGE_INS:
+            self.barge_ins.append(self._barge_in)
+
+    def decided(self, now: float, meant: bool) -> None:
+        """Note the verdict on the newest interruption."""
+        what = "confirmed" if meant else "refuted"
+        self._barge_in.decided, self._barge_in.meant = self.note(now, what), meant
+        self.count(what)
+
+    def silenced(self, now: float, heard_ms: int, cleared: bool, last_media: float | None) -> None:
+        """Note that the reply is silent."""
+        at = self.note(now, "silenced", heard_ms=heard_ms, cleared=cleared)
+        if self._barge_in.silenced is None:  # a ducked reply is silenced twice
+            self._barge_in.silenced, self._barge_in.cleared = at, cleared
+            if last_media is not None:
+                self._barge_in.last_media = self.since(last_media)
+
+    def clear_echoed(self, now: float) -> None:
+        """Note that a mark came back that proves nothing: for a clear, the first time."""
+        if self._barge_in.cleared and self._barge_in.echoed is None:
+            self._barge_in.echoed = self.since(now)
+
+    def went_on(self, now: float) -> None:
+        """Note that the reply is being spoken on."""
+        if self._barge_in.meant is False and self._barge_in.resumed is None:
+            self._barge_in.resumed = self.since(now)
+
+    def since(self, now: float) -> float:
+        """Return a time as seconds since the call began."""
+        return round(now - self._began, 3)
 
     def count(self, what: str, amount: float = 1) -> None:
         """Add to a counter."""

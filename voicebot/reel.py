@@ -115,6 +115,11 @@ class Reel:
             edge = int(start)
         return max(edge, self._offset)
 
+    def words_between(self, start: float, end: float) -> str:
+        """Return the words of which a part is between two positions."""
+        words = self._words()
+        return " ".join(word for word, first, last in words if last > start and first < end)
+
     def _words(
         self, first: int = 0, behind: int | None = None
     ) -> Iterator[tuple[str, float, float]]:

@@ -70,6 +70,7 @@ class _Calls:
 
             def record(summary: CallSummary) -> None:
                 self._board.store.summarise(sid, summary.as_json())
+                self._board.metrics.call_over(summary)
 
             with self._board.live(sid):
                 await run_call(socket, self._ports, self._plan, on_end=record)
@@ -82,6 +83,9 @@ class _Calls:
 def _plan(settings: Settings) -> CallPlan:
     values: dict[str, Any] = {
         name: getattr(settings, name)
-        for name in ("prompt", "greeting", "pacing", "endpointing", "timeouts", "send_deadline_s")
+        for name in (
+            *("prompt", "greeting", "language", "pacing", "endpointing", "interruption"),
+            *("timeouts", "send_deadline_s"),
+        )
     }
     return CallPlan(**values)

@@ -27,6 +27,7 @@ from werkzeug.datastructures import MultiDict
 from voicebot import telephony
 from voicebot.config import Settings
 from voicebot.errors import CallRefused
+from voicebot.metrics import Metrics
 from voicebot.store import FINAL_STATUSES, STATUSES, CallRecord, CallStore, Lines
 
 # SIDs are 34 letters and digits; a simulator may make up its own.
@@ -55,6 +56,7 @@ class Switchboard:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = CallStore()
+        self.metrics = Metrics()
         self.lines = Lines(settings.call_limit, settings.token_ttl_s)
 
     def drain(self) -> None:

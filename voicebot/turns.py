@@ -14,48 +14,46 @@ that the caller has finished.
 | TALKING   | –                                  | –                  | Nothing, QUIET | EndOfTurn,|
 |           |                                    |                    |                | QUIET     |
 
-Meant: words that are more than a sign of listening. Length alone means nothing: until there are
-words the bot is silent anyway, and a reply given up for a noise would never come back.
+Meant: words that are more than a sign of listening (`words.py`). Length alone means nothing unless
+it is asked to (`confirm_ms`): until there are words the bot is silent anyway, and a reply given up
+for a noise would never come back. The bot's own words, come back by the caller's phone, are none.
+Finished: the silence that these words and this caller ask for (`patience.py`).
 A suspicion always ends: words, duration, the end of the sound and a time limit each decide it.
 """
 
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, assert_never
+from typing import Literal, assert_never
 
 from voicebot.audio import FRAME_MS
-from voicebot.ports import Final as FinalTranscript
-from voicebot.ports import Partial, Transcript, UtteranceEnd
-
-_WORD: Final = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-
-#: What a listener says to show that they listen. Said over the bot it does not take the floor.
-BACKCHANNELS: Final = frozenset(
-    (
-        *("mm", "mmm", "mhm", "mmhm", "mm-hm", "mm-hmm", "hm", "hmm", "uh", "uh-huh", "huh"),
-        *("ah", "oh", "okay", "ok", "yeah", "yep", "right", "sure"),
-    )
-)
+from voicebot.patience import Endpointing, Patience
+from voicebot.ports import Final, Partial, Transcript, UtteranceEnd
+from voicebot.words import Vocabulary, echoed, words_of
 
 
 @dataclass(frozen=True, slots=True)
-class Endpointing:
-    """When the caller has finished, and when an interruption was meant."""
+class Interruption:
+    """What a caller's voice over the bot does to the reply. Units: milliseconds, decibel."""
 
-    # Silence after the ears' release (about 0.3 s after the last sound) that ends a turn when
-    # the ears decide; scripted speech has no longer pause inside a sentence.
-    hangover_ms: int = 350
-    final_grace_ms: int = 2_500  # the local recogniser needs 0.2 s; ten times that is a stall
-    provider_silence_ms: int = 3_000  # words, but neither speech_final nor UtteranceEnd: noise
-    resume: bool = True  # False: every interruption is taken as meant, and the reply is lost
-    overtalk_ms: int = 400  # voice that goes on after a turn's end; the ears release in 200 ms
+    # What happens until it is known whether it was meant. "resume": silence, then on from the
+    # word that was cut. "duck": on at once, but quieter. "commit": every sound is meant.
+    policy: Literal["resume", "duck", "commit"] = "resume"
+    confirm_words: int = 1  # besides signs of listening; a stop word needs no company
+    # Voice of this length is meant without words; 0: never. Until there are words the bot is
+    # silent anyway, and a reply given up for a noise never comes back.
+    confirm_ms: int = 0
+    duck_db: float = 15.0  # well under the caller, and still there
     resume_ms: int = 600  # a provider's words arrive within this after the sound
+    overtalk_ms: int = 400  # voice that goes on after a turn's end; the ears release in 140 ms
     # A backchannel this shortly before the end of the reply answers it.
     answer_ms: int = 1_500
+    # Words without a voice, or so long after it, are an echo if the bot has just said them.
+    unheard_ms: int = 1_500
+    listening: tuple[str, ...] = ()  # signs of listening; empty: those of the language
+    stopping: tuple[str, ...] = ()  # stop words and phrases; empty: those of the language
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +95,36 @@ class EndOfTurn:
 
 
 @dataclass(frozen=True, slots=True)
+class Guess:
+    """The caller has probably finished, and said this; `EndOfTurn` or `WrongGuess` follows."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class WrongGuess:
+    """The caller goes on, or has said something else."""
+
+
+@dataclass(frozen=True, slots=True)
 class Nothing:
     """What was taken for the caller's speech, with nobody to interrupt, was without words."""
 
 
-Instruction = SpeechStarted | Finalize | RecogniserLate | Interrupt | Verdict | EndOfTurn | Nothing
+Instruction = (
+    SpeechStarted
+    | Finalize
+    | RecogniserLate
+    | Interrupt
+    | Verdict
+    | EndOfTurn
+    | Guess
+    | WrongGuess
+    | Nothing
+)
+
+
+_LONG = 1_000_000  # frames, in which nobody has spoken
 
 
 class _Caller(enum.Enum):
@@ -117,20 +140,35 @@ class Turns:
     or the ears ("local").
     """
 
-    def __init__(self, rules: Endpointing, endpointing: Literal["provider", "local"]) -> None:
+    def __init__(
+        self,
+        rules: Endpointing,
+        endpointing: Literal["provider", "local"],
+        interruption: Interruption = Interruption(),
+        language: str = "en",
+    ) -> None:
         self._rules = rules
+        self._interruption = interruption
+        self._vocabulary = Vocabulary.of(language, interruption.listening, interruption.stopping)
+        self._patience = Patience(rules, self._vocabulary)
         self._local = endpointing == "local"
         self._caller = _Caller.QUIET
         self._bot_active = False
         self._voice = False
         self._fell_at = 0.0
         self._run = 0  # frames since the voice rose or fell, or a turn ended: media time
+        self._quiet = _LONG  # frames since the voice fell
+        self._since_turn: int | None = None  # frames since a turn ended by silence alone
+        self._ended = False  # a provider says that the turn is over; its words may not
+        self._ended_ago = 0  # frames since it said so
         self._taken = ""  # words of a turn that were still a partial when it ended
         self._finalizing = 0  # answers to Finalize still owed
         self._words: list[str] = []
         self._partial = ""
         self._last_words_at = 0.0
         self._passed_over: tuple[str, float] | None = None
+        self._guess = ""  # what the caller has probably said
+        self._guesses = 0  # of this turn
 
     @property
     def caller_talking(self) -> bool:
@@ -140,6 +178,10 @@ class Turns:
     def bot_began(self) -> None:
         """Note that the bot has a reply to give, from now on, audible or not."""
         self._bot_active = True
+
+    def bot_audible(self) -> None:
+        """Note that the caller hears the reply: who speaks from now on interrupts."""
+        self._since_turn = None
 
     def bot_ended(self, now: float) -> Sequence[Instruction]:
         """Note that the reply is over, heard or abandoned."""
@@ -152,7 +194,7 @@ class Turns:
         if (
             passed_over is not None
             and self._caller is _Caller.QUIET
-            and now - passed_over[1] <= self._rules.answer_ms / 1_000
+            and now - passed_over[1] <= self._interruption.answer_ms / 1_000
         ):
             return [self._end_turn(passed_over[0])]
         return ()
@@ -167,51 +209,119 @@ class Turns:
 
     def frame(self, voice: bool, onset_ms: int, now: float) -> Sequence[Instruction]:
         """Take the ears' decision about 20 ms."""
+        return self._guessing(self._take_frame(voice, onset_ms, now))
+
+    def _take_frame(self, voice: bool, onset_ms: int, now: float) -> Sequence[Instruction]:
         self._run += 1
+        self._quiet += 1
+        self._ended_ago += 1
         if voice is self._voice:
             if self._caller is not _Caller.QUIET:
                 return self._decide(now)
-            if voice and self._bot_active and self._run == self._rules.overtalk_ms // FRAME_MS:
+            overtalk = self._interruption.overtalk_ms // FRAME_MS
+            if voice and self._bot_active and self._run == overtalk:
                 return self._begin(now)  # the turn was taken to be over, and goes on
             return ()
         self._voice, self._run = voice, 0
         if voice:
+            self._rose(self._quiet * FRAME_MS)
             started = SpeechStarted(onset_ms)
             return [started, *self._begin(now - onset_ms / 1_000), *self._decide(now)]
+        self._quiet = 0
         self._fell_at = now
         if not self._local:
             return self._decide(now)
         self._finalizing += 1
         return [Finalize(), *self._decide(now)]
 
-    def transcript(self, transcript: Transcript, now: float) -> Sequence[Instruction]:
-        """Take what the recogniser says."""
+    def transcript(
+        self, transcript: Transcript, now: float, spoken: str = ""
+    ) -> Sequence[Instruction]:
+        """Take what the recogniser says.
+
+        Args:
+            spoken: what the caller has lately heard of the bot, whose echo may be recognised.
+        """
+        return self._guessing(self._take_transcript(transcript, now, spoken))
+
+    def _take_transcript(
+        self, transcript: Transcript, now: float, spoken: str
+    ) -> Sequence[Instruction]:
         match transcript:
             case Partial(text):
+                if self._is_echo(text, spoken, now):
+                    text = ""
                 self._partial = text
                 if not text:
                     return ()
                 self._last_words_at = now
+                self._ended = False
                 return [*self._begin(now), *self._decide(now)]
-            case FinalTranscript(text, end_of_turn, finalized):
+            case Final(text, end_of_turn, finalized):
                 self._partial = ""
                 if finalized:
                     self._finalizing = max(0, self._finalizing - 1)
                 begun: Sequence[Instruction] = ()
                 taken, self._taken = self._taken, ""
-                if taken and _words(text)[: len(_words(taken))] == _words(taken):
+                if taken and words_of(text)[: len(words_of(taken))] == words_of(taken):
                     text = ""  # it has been answered already
+                elif self._is_echo(text, spoken, now):
+                    text = ""
                 if text:
                     self._words.append(text)
                     self._last_words_at = now
                     begun = self._begin(now)
-                if end_of_turn and not self._local and self._words:
-                    return [*begun, *self._finish(now)]
+                self._ended, self._ended_ago = end_of_turn and not self._local, 0
                 return [*begun, *self._decide(now)]
             case UtteranceEnd():
                 return self._finish(now) if self._words and not self._local else ()
             case _ as unreachable:
                 assert_never(unreachable)
+
+    def _guessing(self, decided: Sequence[Instruction]) -> Sequence[Instruction]:
+        """Add a guess to what was decided, or take it back."""
+        if self._caller is not _Caller.TALKING:
+            # Over: the end of the turn says whether the guess was right.
+            wrong = self._guess and not any(isinstance(it, EndOfTurn) for it in decided)
+            self._guess, self._guesses = "", 0
+            return [*decided, WrongGuess()] if wrong else decided
+        said = self._said() if self._may_guess() else ""
+        if words_of(said) == words_of(self._guess):
+            return decided
+        orders = list(decided)
+        if self._guess:
+            orders.append(WrongGuess())
+            self._guess = ""
+        if said and self._guesses < self._rules.guesses:
+            self._guess, self._guesses = said, self._guesses + 1
+            orders.append(Guess(said))
+        return orders
+
+    def _may_guess(self) -> bool:
+        """Return whether the caller has probably finished."""
+        if self._voice or self._finalizing or self._bot_active:
+            return False
+        # A provider's words come late: until it says so, the last of them may be missing.
+        if not (self._local or self._ended):
+            return False
+        said = self._said()
+        return not (self._vocabulary.unfinished(said) or self._vocabulary.dictating(said))
+
+    def _is_echo(self, text: str, spoken: str, now: float) -> bool:
+        """Return whether these are the bot's own words, come back from the caller's phone."""
+        if not spoken or not text:
+            return False
+        heard = self._voice or now - self._fell_at <= self._interruption.unheard_ms / 1_000
+        return echoed(text, spoken, voice=heard)
+
+    def _rose(self, silence_ms: int) -> None:
+        """Learn from a silence that was not the end."""
+        if self._caller is _Caller.TALKING and self._words and self._local:
+            self._patience.paused(silence_ms, self._said())
+        elif self._since_turn is not None:
+            if (self._quiet - self._since_turn) * FRAME_MS <= self._rules.regret_ms:
+                self._patience.cut_off(silence_ms)
+            self._since_turn = None
 
     def _begin(self, onset: float) -> Sequence[Instruction]:
         """React to the first sound or word of the caller."""
@@ -221,7 +331,7 @@ class Turns:
         if not self._bot_active:
             self._caller = _Caller.TALKING
             return ()
-        if self._rules.resume:
+        if self._interruption.policy != "commit":
             self._caller = _Caller.SUSPECTED
             return [Interrupt(onset)]
         self._caller = _Caller.TALKING
@@ -230,6 +340,17 @@ class Turns:
     def _decide(self, now: float) -> Sequence[Instruction]:
         """Decide what time and words so far allow to be decided."""
         rules = self._rules
+        if self._ended and self._words:
+            if self._caller is _Caller.SUSPECTED and self._only_listening():
+                return self._refute(now)
+            needed_ms = self._patience.needed_ms(self._said(), hangover_ms=rules.agree_ms)
+            if self._voice:
+                # The caller goes on, unless the ears have not let go since: then it is noise.
+                noise = self._run > self._ended_ago
+                over = noise and self._ended_ago * FRAME_MS >= max(needed_ms, rules.disagree_ms)
+            else:
+                over = self._quiet * FRAME_MS >= needed_ms
+            return self._finish(now) if over else self._confirm_if_meant()
         if self._voice:
             return self._confirm_if_meant()
         if self._finalizing:
@@ -240,25 +361,32 @@ class Turns:
             return [RecogniserLate(), *self._decide(now)]
         silence = now - max(self._fell_at, self._last_words_at)
         if self._words and self._local:
-            if self._caller is _Caller.SUSPECTED and _only_backchannel(self._words):
+            if self._caller is _Caller.SUSPECTED and self._only_listening():
                 return self._refute(now)
             confirmed = self._confirm_if_meant()
-            if self._run >= rules.hangover_ms // FRAME_MS:
+            needed_ms = self._patience.needed_ms(self._said(), hangover_ms=rules.hangover_ms)
+            if self._run * FRAME_MS >= needed_ms:
                 return [*confirmed, *self._finish(now)]
             return confirmed
         if self._words or self._partial:
             if silence >= rules.provider_silence_ms / 1_000:
                 return self._finish(now)
             return self._confirm_if_meant()
-        if self._local or silence >= rules.resume_ms / 1_000:
+        if self._local or silence >= self._interruption.resume_ms / 1_000:
             return self._refute(now)
         return ()
 
     def _confirm_if_meant(self) -> Sequence[Instruction]:
         if self._caller is not _Caller.SUSPECTED:
             return ()
-        said = [*self._words, self._partial]
-        if any(said) and not _only_backchannel(said):
+        said, rules = self._said(), self._interruption
+        words = self._vocabulary.count(said)
+        voiced_ms = self._run * FRAME_MS if self._voice else 0
+        if (
+            words >= max(1, rules.confirm_words)
+            or (said and self._vocabulary.stops(said))
+            or 0 < rules.confirm_ms <= voiced_ms
+        ):
             self._caller = _Caller.TALKING
             return [Verdict(confirmed=True)]
         return ()
@@ -266,7 +394,7 @@ class Turns:
     def _finish(self, now: float) -> Sequence[Instruction]:
         """End the caller's turn with the words there are."""
         if self._caller is _Caller.SUSPECTED:
-            if _only_backchannel([*self._words, self._partial]):
+            if self._only_listening():
                 return self._refute(now)
             return [Verdict(confirmed=True), self._end_turn(self._said())]
         return [self._end_turn(self._said())]
@@ -275,8 +403,7 @@ class Turns:
         """Give the floor back: it was noise, or only a sign of listening."""
         before, said = self._caller, self._said()
         self._caller = _Caller.QUIET
-        self._words.clear()
-        self._partial = ""
+        self._forget()
         if before is not _Caller.SUSPECTED:
             return [Nothing()] if before is _Caller.TALKING else ()
         self._passed_over = (said, now) if said else None
@@ -285,18 +412,19 @@ class Turns:
     def _end_turn(self, text: str) -> EndOfTurn:
         self._caller = _Caller.QUIET
         self._taken, self._run = self._partial, 0
-        self._words.clear()
-        self._partial = ""
+        self._since_turn = None if self._voice else self._quiet
+        self._patience.turn_over()
+        self._forget()
         self._bot_active = True  # from here on a reply is owed, and can be interrupted
         return EndOfTurn(text)
 
+    def _forget(self) -> None:
+        self._words.clear()
+        self._partial = ""
+        self._ended = False
+
+    def _only_listening(self) -> bool:
+        return self._vocabulary.only_listening(self._said())
+
     def _said(self) -> str:
         return " ".join(text for text in [*self._words, self._partial] if text)
-
-
-def _words(text: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(text)]
-
-
-def _only_backchannel(texts: Sequence[str]) -> bool:
-    return all(word in BACKCHANNELS for text in texts for word in _words(text))

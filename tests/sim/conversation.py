@@ -20,7 +20,7 @@ from voicebot.playout import Pacing
 from voicebot.ports import ToolCall
 from voicebot.simulator import Network
 from voicebot.testing import Opening, Reply, Run, Speech
-from voicebot.turns import Endpointing
+from voicebot.turns import Interruption
 
 #: Moments of the timeline at which something may happen. Common ones come more than once.
 ANCHORS: Final = (
@@ -128,9 +128,7 @@ def draw(chance: random.Random) -> Conversation:
             apology="sorry",
             farewell="cannot hear you bye",
             pacing=Pacing(),
-            endpointing=Endpointing(
-                resume=chance.random() < 0.85 or (focus is not None and focus.phase in _RESUMED)
-            ),
+            interruption=_interruption(chance, focus.phase if focus is not None else ""),
             timeouts=Timeouts(
                 media_s=3.0, first_token_s=3.0, token_gap_s=2.0, first_audio_s=3.0, audio_gap_s=2.0
             ),
@@ -143,6 +141,19 @@ def draw(chance: random.Random) -> Conversation:
         tools=tools,
         speeches=speeches,
         openings=tuple(_opening(chance) for _ in range(chance.choice((0, 0, 0, 0, 0, 2)))),
+    )
+
+
+def _interruption(chance: random.Random, phase: str) -> Interruption:
+    if phase in _RESUMED:
+        return Interruption()
+    policies: tuple[Literal["resume", "commit", "duck"], ...] = ("resume", "commit", "duck")
+    policy = chance.choices(policies, (0.7, 0.15, 0.15))[0]
+    return Interruption(
+        policy=policy,
+        duck_db=0.0,  # toy speech that is quieter reads as something else
+        confirm_words=chance.choice((1, 1, 1, 2)),
+        confirm_ms=chance.choice((0, 0, 0, 500)),
     )
 
 

@@ -98,7 +98,7 @@ def _epochs(summary: CallSummary) -> tuple[list[Epoch], Epoch]:
         match moment.what:
             case "turn":
                 epoch = Epoch(moment.detail["number"], 0)
-            case "resumed":
+            case "resumed" | "ducked":
                 epoch = Epoch(epoch.turn, epoch.n + 1)
             case "silenced" if moment.detail["cleared"]:
                 cleared.append(epoch)
