@@ -1101,3 +1101,4 @@ async def test_a_ducked_interruption_is_silenced_when_it_was_ducked(
     [barge_in] = summary.barge_ins
     assert barge_in.silenced == pytest.approx(socket.times(twilio.SendClear)[0], abs=0.002)
     assert barge_in.meant is True
+    assert barge_in.resumed is None  # it went on, but not because it was known to be noise

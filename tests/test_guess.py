@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +14,13 @@ import trio.testing
 
 from tests.fakes import FakeChat, FakeEar, FakeTool, FakeTwilio, FakeVoice, plan, ports
 from voicebot import twilio
+from voicebot.errors import ProviderError
 from voicebot.nursery import run_call
 from voicebot.patience import Endpointing
-from voicebot.ports import Final, Partial, ToolCall
+from voicebot.plan import Timeouts
+from voicebot.ports import Final, Partial, ToolCall, UtteranceEnd
 from voicebot.record import CallSummary, Moment, Outcome
+from voicebot.testing import run_seeded
 
 Clock = trio.testing.MockClock
 
@@ -132,16 +137,67 @@ async def test_no_tool_runs_for_a_guess(autojump_clock: Clock) -> None:
     assert summary.turns[0].heard == "Done."
 
 
-async def test_a_tool_of_a_right_guess_runs_when_it_is_known_to_be_right(
-    autojump_clock: Clock,
-) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_a_tool_of_a_right_guess_runs_when_it_is_known_to_be_right(seed: int) -> None:
+    """Whoever is woken first by that: the model, which asks for it, or the turn."""
     tool = FakeTool(takes=0.1)
-    summary, _, chat, moments = await call([[BOOK], "Done."], tools=(tool.tool(),))
+    held = partial(call, [[BOOK], "Done."], tools=(tool.tool(),))
+    summary, _, chat, moments = run_seeded(seed, held)
 
     [ran] = at(moments, "tool")
     assert ran == pytest.approx(3.2, abs=0.03)
-    assert len(chat.requests) == 2
+    assert [m.role for m in chat.requests[-1]] == ["system", "user", "assistant", "tool"]
     assert summary.turns[0].heard == "Done."
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_right_guess_that_nobody_has_taken_yet_is_a_turn(seed: int) -> None:
+    """What makes it certain comes right behind it."""
+
+    async def speak(ear: FakeEar) -> None:
+        await trio.sleep(2.21)  # the ears have just let go, so it is not certain yet
+        ear.push(Final("for two", end_of_turn=True))
+        ear.push(UtteranceEnd())
+
+    async def held() -> CallSummary:
+        ear = FakeEar([])
+        socket, chat = FakeTwilio(voice=[(1.0, 2.0)], stop_at=5.0), FakeChat(["Yes."])
+        provided = ports(ear, chat, endpointing="provider")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(speak, ear)
+            return await run_call(socket, provided, plan(endpointing=PATIENT))
+
+    summary = run_seeded(seed, held)
+    assert summary.counts["guesses"] == 1
+    assert [(turn.caller, turn.heard) for turn in summary.turns] == [("for two", "Yes.")]
+
+
+async def test_a_guess_does_not_outlive_the_recogniser(autojump_clock: Clock) -> None:
+    """Nobody will ever say whether it was right."""
+
+    class Dies(FakeEar):
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[FakeEar]:
+            if self.opened:
+                raise ProviderError("ear", "refused")
+            async with super().open() as ear:
+                yield ear
+
+    ear = Dies(["for two"], fail_after_bytes=20_000)  # 2.5 s: a guess is under way
+    chat, socket = FakeChat(["Yes."]), FakeTwilio(voice=[(1.0, 2.0)], stop_at=30.0)
+    summary = await run_call(
+        socket,
+        ports(ear, chat),
+        plan(
+            endpointing=PATIENT,
+            timeouts=Timeouts(transcriber_tries=2, transcriber_pause_s=0.1),
+            farewell="Call again.",
+        ),
+    )
+
+    assert summary.outcome is Outcome.NO_RECOGNITION
+    assert [turn.heard for turn in summary.turns] == ["Call again."]
+    assert summary.duration_s < 5.0
 
 
 async def test_a_model_that_fails_for_a_guess_apologises_only_if_it_was_right(

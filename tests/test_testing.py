@@ -29,7 +29,6 @@ from voicebot.testing import (
     ToyEars,
     ToyRecogniser,
     ToySynthesizer,
-    Utterance,
     WhenSilent,
     call,
     caller_coughs,
@@ -414,7 +413,7 @@ def test_a_caller_can_wait_for_a_cue() -> None:
                 cue.give()
 
         chat = ScriptedChat([Reply("", (ToolCall("1", "look", "{}"),))])
-        script = Script((caller_says("look it up"), Utterance("stop", toy.say("stop"), cue)))
+        script = Script((caller_says("look it up"), caller_says("stop", cue)))
         return await hold_call(script, toy_ports(chat=chat, tools=[tool.tool]), PLAN, watch=watch)
 
     held = run_seeded(0, run)

@@ -39,6 +39,7 @@ from voicebot.simulator.caller import (
     Pressed,
     Script,
     Utterance,
+    When,
     WhenSilent,
 )
 from voicebot.simulator.happenings import Media
@@ -59,6 +60,7 @@ __all__ = [  # all that a test of a bot needs, except `verdict.judge`
     "Recording",
     "Script",
     "Utterance",
+    "When",
     "WhenSilent",
     "open_memory_line",
     "run_call",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from voicebot.audio import silence
-from voicebot.simulator import At, InterruptAfter, Utterance, WhenSilent
+from voicebot.simulator import Utterance, When, WhenSilent
 from voicebot.testing.toy import noise, say
 
 
 def caller_says(
     text: str,
-    when: At | InterruptAfter | WhenSilent = WhenSilent(),  # noqa: B008  # frozen
+    when: When = WhenSilent(),  # noqa: B008  # frozen
     *,
     pause_ms: int = 0,
     backchannel: bool = False,
@@ -25,7 +25,7 @@ def caller_says(
 
 
 def caller_coughs(
-    when: At | InterruptAfter | WhenSilent = WhenSilent(),  # noqa: B008  # frozen
+    when: When = WhenSilent(),  # noqa: B008  # frozen
     *,
     seconds: float = 0.3,
 ) -> Utterance:
