@@ -26,8 +26,9 @@ class Hearing:
     over_noise_db: float = 6.0  # noise strays less; at 0 speech in noise gains only 10 ms
     noise_window_ms: int = 2_000  # the quietest 100 ms of this is noise: some pause falls into it
 
-    echo_loss_db: float = 15.0  # return loss assumed until it is learned: a poor phone
-    echo_margin_db: float = 3.0  # how far an echo's frames stray above their usual level
+    echo_loss_db: float = 12.0  # return loss assumed until it is learned: a poor phone
+    # Above the loudest of the echo's 300 ms, by which the loss is learned: that strays already.
+    echo_margin_db: float = 0.0
     echo_hold_ms: int = 300  # an echo is expected this long: the delay of two mobile legs
     echo_window_ms: int = 3_000  # of the bot's voice, to learn from: about a greeting
     suspect_ms: int = 400  # nothing is learned for this long after what may be the caller

@@ -127,7 +127,9 @@ class CallerEars:
             self._speech = self._now
         elif self._ago_ms(self._speech) >= hearing.release_ms:
             self._speaking = False
-        if not self._speaking and self._ago_ms(self._voiced) >= hearing.suspect_ms:
+        if self._speaking or voiced:
+            self._echo.forget()
+        elif self._ago_ms(self._voiced) >= hearing.suspect_ms:
             self._echo.learn(level)
         return self._speaking
 
@@ -183,8 +185,13 @@ class EchoGate:
 
     The loss is learned by comparing how loud the line gets with how loud the bot gets, over the
     same seconds: no need to know the delay, and noise between the words does not pass for echo.
+    What was sent is compared with the loudest of the time in which its echo may come back. Else,
+    when the bot gets louder, it would seem for the length of the delay as if nothing came back;
+    the gate would fall, and what then does come back be taken for the caller.
     Whoever calls `learn` keeps the caller's own speech out of it, or the gate would rise above
-    the caller.
+    the caller; and calls `forget` where it begins. What was sent just before is then forgotten as
+    well: an echo that is taken for speech is not learned from, so neither may be what it is the
+    echo of, or the loss would seem the greater the louder the echo is.
     """
 
     def __init__(self, hearing: Hearing) -> None:
@@ -194,6 +201,8 @@ class EchoGate:
         holds = hearing.echo_hold_ms // FRAME_MS
         self._sent = deque([-math.inf] * holds, maxlen=holds)
         self._loudest = -math.inf
+        self._waiting: deque[tuple[float, float]] = deque()
+        self._wait = holds
         window = hearing.echo_window_ms // FRAME_MS
         self._loud_out = _Quantile(window)
         self._loud_in = _Quantile(window)
@@ -208,11 +217,20 @@ class EchoGate:
         """Take the level of the last frame, known to hold no speech of the caller."""
         if self._loudest <= self._audible_dbov:
             return
-        self._loud_out.push(self._sent[-1])
-        self._loud_in.push(level)
+        self._waiting.append((self._sent[-1], level))
+        if len(self._waiting) <= self._wait:
+            return
+        heard = max(level for _, level in self._waiting)
+        sent, _ = self._waiting.popleft()
+        self._loud_out.push(sent)
+        self._loud_in.push(heard)
         if self._loud_in.full:
             loss_db = self._loud_out.value - self._loud_in.value
             self.loss_db = min(max(loss_db, _LEAST_LOSS_DB), _MOST_LOSS_DB)
+
+    def forget(self) -> None:
+        """Learn nothing from the last `echo_hold_ms`: what followed may have been its echo."""
+        self._waiting.clear()
 
 
 class _Quantile:
