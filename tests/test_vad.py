@@ -319,18 +319,49 @@ def test_return_loss_is_learned_from_the_bot_and_not_from_the_caller(open_ears: 
     line = mix(echo(bot, 28)[: len(bot)], noise(10, -70))
     ears, disturbed = open_ears(), open_ears()
     listen(ears, line, bot)
-    assert ears.echo_loss_db == pytest.approx(28, abs=1)
+    # By the loudest of the time in which the echo may come back, so a little less.
+    assert ears.echo_loss_db == pytest.approx(27, abs=1)
 
-    backchannels = [silence(1) + voice(0.4, dbov=-20, seed=i) for i in range(7)]
+    backchannels = [silence(2.5) + voice(0.4, dbov=-20, seed=i) for i in range(3)]
     listen(disturbed, mix(line, [s for part in backchannels for s in part]), bot)
 
-    assert disturbed.echo_loss_db == pytest.approx(28, abs=3)
+    assert disturbed.echo_loss_db == pytest.approx(27, abs=3)
+
+
+@pytest.mark.parametrize("loss_db", [15.0, 20.0, 25.0])
+def test_the_echo_of_a_bot_that_gets_louder_is_not_the_caller(
+    open_ears: OpenEars, loss_db: float
+) -> None:
+    """The echo of what is louder comes later than it: meanwhile nothing seems to come back."""
+    levels = [-32, -32, -14, -30, -16, -34, -34, -12, -22, -14]
+    bot = [s for seed, dbov in enumerate(levels) for s in voice(2, dbov=dbov, seed=seed)]
+    ears = open_ears()
+
+    assert listen(ears, mix(echo(bot, loss_db)[: len(bot)], noise(20, -65)), bot).rises == []
+    assert ears.echo_loss_db <= loss_db + 1
+
+
+def test_what_preceded_a_suspicion_is_not_learned_from() -> None:
+    """The echo that was suspected is not, so what it is the echo of must not be either."""
+    gate = EchoGate(Hearing(echo_window_ms=200, echo_hold_ms=100))
+    for _ in range(40):
+        gate.gate(-20.0)
+        gate.learn(-40.0)
+    learned = gate.loss_db
+    for _ in range(20):
+        for sent in (-10.0, -10.0, -10.0):
+            gate.gate(sent)
+            gate.learn(-60.0)
+        gate.forget()
+
+    assert learned == 20.0
+    assert gate.loss_db == learned
 
 
 def test_echo_gate_stays_at_the_assumed_loss_until_enough_is_heard() -> None:
     hearing = Hearing(echo_loss_db=15, echo_margin_db=3, echo_window_ms=1_000)
     gate = EchoGate(hearing)
-    for _ in range(49):
+    for _ in range(50 + 15 - 1):  # and the time in which the echo of the last may come back
         assert gate.gate(-20.0) == pytest.approx(-20 - 15 + 3)
         gate.learn(-50.0)
     assert gate.loss_db == 15
@@ -344,7 +375,7 @@ def test_echo_gate_stays_at_the_assumed_loss_until_enough_is_heard() -> None:
 @pytest.mark.parametrize("level, loss_db", [(-100.0, 45.0), (-5.0, 6.0)])
 def test_learned_loss_stays_within_what_telephones_do(level: float, loss_db: float) -> None:
     gate = EchoGate(Hearing(echo_window_ms=200))
-    for _ in range(20):
+    for _ in range(40):
         gate.gate(-20.0)
         gate.learn(level)
 
