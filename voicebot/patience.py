@@ -23,9 +23,10 @@ class Endpointing:
     sound (`bench.hearing --only turns`).
     """
 
-    # Where the ears decide. A pause of 0.3 s is waited out; a longer one is taken for the end and
-    # mended before the answer is heard, if the caller goes on, or learned from.
-    hangover_ms: int = 140
+    # Where the ears decide: as long as the embedded recogniser takes for the words anyway. A pause
+    # of 0.3 s is waited out; a longer one is taken for the end and mended before the answer is
+    # heard, if the caller goes on, or learned from.
+    hangover_ms: int = 160
     unfinished_ms: int = 1_000  # behind "I would like to": the rest comes within a second
     dictation_ms: int = 1_300  # between the groups of a number
     longest_ms: int = 1_500  # whatever a caller's own pauses are: nobody waits longer
