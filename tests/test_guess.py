@@ -165,7 +165,8 @@ def test_a_right_guess_that_nobody_has_taken_yet_is_a_turn(seed: int) -> None:
         provided = ports(ear, chat, endpointing="provider")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(speak, ear)
-            return await run_call(socket, provided, plan(endpointing=PATIENT))
+            summary = await run_call(socket, provided, plan(endpointing=PATIENT))
+        return summary
 
     summary = run_seeded(seed, held)
     assert summary.counts["guesses"] == 1
