@@ -11,7 +11,7 @@ import trio
 from tests.fakes import FakeChat, FakeEar, FakeTool, FakeTwilio, plan, ports
 from voicebot.nursery import run_call
 from voicebot.ports import ToolCall
-from voicebot.record import TIMELINE_LENGTH, Journal, Moment
+from voicebot.record import BARGE_INS, TIMELINE_LENGTH, Journal, Moment
 
 
 async def test_a_call_is_recorded_as_plain_values(autojump_clock: Any) -> None:
@@ -72,3 +72,13 @@ def test_the_newest_events_are_kept() -> None:
 
     assert len(journal.timeline) == TIMELINE_LENGTH
     assert journal.timeline[-1].detail == {"number": TIMELINE_LENGTH + 9}
+
+
+def test_interruptions_without_end_are_not_kept_without_end() -> None:
+    journal = Journal(0.0)
+    for number in range(BARGE_INS + 5):
+        journal.interrupted(float(number), number - 0.1, 0)
+        journal.decided(number + 0.5, meant=False)
+
+    assert len(journal.barge_ins) == BARGE_INS
+    assert journal.counts["interruptions"] == BARGE_INS + 5  # all of them count

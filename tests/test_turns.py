@@ -351,6 +351,12 @@ def test_a_providers_backchannel_is_refuted_when_it_ends() -> None:
     assert caller.take()[-1] == NO
 
 
+def test_a_backchannel_whose_end_the_provider_says_late_is_refuted() -> None:
+    caller = Caller("provider").bot(active=True).hear(True, 0.3).says(Final("yeah"))
+    caller.hear(False, 0.5).says(UtteranceEnd())
+    assert caller.take()[-1] == NO
+
+
 @pytest.mark.parametrize("endpointing", ["provider", "local"])
 @given(data=st.data())
 def test_every_interruption_gets_one_verdict_and_no_word_is_lost_or_doubled(
