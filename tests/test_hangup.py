@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -93,6 +94,29 @@ async def test_what_was_heard_until_the_hang_up_is_recorded(autojump_clock: Cloc
     assert turn.interrupted
     assert LONG.startswith(turn.heard)
     assert 0 < len(turn.heard) < len(LONG)
+
+
+@pytest.mark.parametrize("how", ["stop", "socket gone", "server stops"])
+async def test_what_would_have_been_heard_while_providers_let_go_was_not(
+    how: str, autojump_clock: Clock
+) -> None:
+    socket = FakeTwilio(
+        voice=[(1.0, 2.0)],
+        stop_at=2.855 if how == "stop" else math.inf,
+        close_at=2.855 if how == "socket gone" else math.inf,
+    )
+    voice = FakeVoice(slow_close=1.5)
+    parts = ports(FakeEar(["tell me"]), FakeChat([LONG], slow_close=1.5), voice)
+    ended: list[CallSummary] = []
+
+    with trio.CancelScope(deadline=trio.current_time() + 2.855):
+        await run_call(socket, parts, plan(), on_end=ended.append)
+
+    (summary,) = ended
+    # The first word is not half over, and more than it was sent.
+    assert len(socket.times(twilio.SendMedia)) >= 2
+    assert summary.duration_s > 4.0
+    assert [(turn.generated, turn.heard) for turn in summary.turns] == [(LONG, "")]
 
 
 async def test_what_was_heard_before_a_cough_counts_although_it_is_being_said_again(

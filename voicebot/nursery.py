@@ -564,7 +564,10 @@ class _Call:
                 turn.start_soon(self._synth, pieces_receive, reply, name=f"synth #{number}")
                 if guess is None or await guess.is_right():
                     record.interrupted = True  # until it is known to have been heard to its end
-                    record.interrupted = not await self._deliver(reply)
+                    try:
+                        record.interrupted = not await self._deliver(reply)
+                    finally:
+                        self._cut_off(reply)
                     ended = "barge-in" if record.interrupted else "heard"
                 else:
                     ended = "wrong guess"
@@ -595,12 +598,17 @@ class _Call:
         if reply.reel.length:
             self._first("first_audio", reply)
 
-    def _end_turn(self, reply: _Reply) -> None:
-        """Record what was heard of a reply; also when the call ends in the middle."""
-        record = reply.record
+    def _cut_off(self, reply: _Reply) -> None:
+        """Take what was heard of a reply whose epoch is still open: the call ends in it.
+
+        Here and not when the turn is over, for think and synth may be slow to let go.
+        """
         if self._ledger.open_epoch is not None:
             reply.heard = max(reply.heard, self._ledger.heard(trio.current_time()))
-        parts = reply.heard_parts()
+
+    def _end_turn(self, reply: _Reply) -> None:
+        """Record what was heard of a reply; also when the call ends in the middle."""
+        record, parts = reply.record, reply.heard_parts()
         record.heard = " ".join(filter(None, parts))
         self._dialog.bot_said(*parts, interrupted=record.interrupted)
         self._note("turn_over", number=record.number, interrupted=record.interrupted)
