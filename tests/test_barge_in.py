@@ -358,6 +358,20 @@ async def test_a_cough_resumes_the_reply_from_the_word_that_was_cut(
     assert len(set(names)) == len(names)
 
 
+async def test_a_long_word_that_was_cut_is_said_again_from_its_beginning(
+    autojump_clock: Clock,
+) -> None:
+    # The second word is audible a second or two long: more than the lead and all margins.
+    reply = f"So a {'long' * 10} word."
+    summary, _, _ = await interrupted_call(4.8, for_s=0.3, heard="", reply=reply)
+
+    [stopped_at] = [m.detail["heard_ms"] for m in summary.timeline if m.what == "silenced"]
+    [again_from] = [m.detail["from_ms"] for m in summary.timeline if m.what == "resumed"]
+    assert again_from == reply.index("long") * CHAR // 8
+    assert stopped_at - again_from > 1_000
+    assert summary.turns[0].heard == reply
+
+
 async def test_coughs_in_a_row_do_not_go_back_word_by_word(autojump_clock: Clock) -> None:
     # So close that next to nothing is heard between two, and the network hides even that.
     coughs = [(5.0 + 0.4 * i, 5.08 + 0.4 * i) for i in range(8)]
@@ -786,19 +800,22 @@ async def test_synthesis_that_fails_twice_ends_the_call(autojump_clock: Clock) -
     assert len(summary.turns[0].heard) < 10
 
 
+@pytest.mark.parametrize("piece", [0, 1])
 async def test_a_piece_that_could_not_be_spoken_is_tried_once_more(
-    autojump_clock: Clock,
+    piece: int, autojump_clock: Clock
 ) -> None:
-    voice = FakeVoice(stall_on=0)
+    reply = "One two three four five six. Seven eight nine ten."
+    voice = FakeVoice(stall_on=piece)
     socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=12.0)
 
     summary = await run_call(
         socket,
-        ports(FakeEar(["one"]), FakeChat([LONG]), voice),
+        ports(FakeEar(["one"]), FakeChat([reply]), voice),
         plan(timeouts=Timeouts(first_audio_s=1.0)),
     )
 
-    assert [turn.heard for turn in summary.turns] == [LONG]
+    assert voice.texts[piece] == voice.texts[piece + 1]
+    assert [turn.heard for turn in summary.turns] == [reply]
     assert summary.counts["synthesis_retries"] == 1
 
 

@@ -139,6 +139,27 @@ async def test_a_cough_in_the_goodbye_does_not_cancel_the_hang_up(autojump_clock
     assert summary.counts["resumes"] == 1
 
 
+async def test_a_noise_over_the_end_of_a_goodbye_does_not_outlast_the_recogniser(
+    autojump_clock: Clock,
+) -> None:
+    # The goodbye is heard at 6 s or so, and the noise goes on until the call is over.
+    socket = FakeTwilio(voice=[(1.0, 2.0), (5.6, 50.0)], stop_at=50.0)
+    ear, chat = FakeEar(["that is all"]), FakeChat([[GOODBYE, HANG_UP]])
+
+    async def lose_the_recogniser() -> None:
+        await trio.sleep(9.0)
+        ear.fail_opens, ear.fail_after_bytes = 99, 0
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lose_the_recogniser)
+        summary = await run_call(socket, ports(ear, chat), plan(farewell="I cannot hear you."))
+
+    assert [turn.heard for turn in summary.turns] == [GOODBYE, "I cannot hear you."]
+    assert not summary.turns[0].interrupted
+    assert summary.outcome is Outcome.NO_RECOGNITION
+    assert summary.duration_s < 20.0
+
+
 @pytest.mark.parametrize("before_the_end", [0.14, 0.1, 0.08, 0.06, 0.04, 0.02])
 async def test_a_caller_who_speaks_as_the_goodbye_ends_is_answered(
     before_the_end: float, autojump_clock: Clock

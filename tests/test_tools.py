@@ -248,6 +248,28 @@ async def test_a_result_that_is_almost_there_is_waited_for(autojump_clock: Clock
     assert shown(chat.requests[1])[2] == ("tool", "done 1")
 
 
+async def test_several_tools_that_must_not_be_torn_are_waited_for_once(
+    autojump_clock: Clock,
+) -> None:
+    book = FakeTool(takes=20.0, idempotent=False)
+    pay = FakeTool("pay", takes=20.0, idempotent=False)
+
+    summary, _, _ = await call(
+        [["One moment.", BOOK, ToolCall("y", "pay", "{}")], "Still at it."],
+        book,
+        pay,
+        voice=[(1.0, 2.0), (4.5, 5.5)],
+        says=["book it", "and hurry"],
+        stop_at=17.0,
+    )
+
+    assert [len(book.started), len(pay.started)] == [1, 1]
+    assert summary.turns[1].heard == "Still at it."
+    assert summary.turns[1].first_text is not None
+    waited = summary.turns[1].first_text - summary.turns[1].began
+    assert waited == pytest.approx(Timeouts().tool_patience_s + 0.1, abs=0.05)
+
+
 @pytest.mark.parametrize("takes", [8.0, 1.0])
 async def test_the_same_request_after_an_interruption_does_not_run_it_twice(
     takes: float, autojump_clock: Clock
