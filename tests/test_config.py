@@ -55,6 +55,17 @@ def test_vendors_names_and_our_own() -> None:
     assert settings.timeouts.media_s == 2.5
 
 
+def test_only_the_greeting_may_be_left_empty_on_purpose(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("VOICEBOT_GREETING=\nVOICEBOT_PROMPT=\n")
+
+    settings = load({}, tmp_path / ".env")
+
+    assert settings.greeting == ""
+    assert settings.prompt == load({}).prompt != ""
+    assert load({"VOICEBOT_GREETING": ""}).greeting == ""
+    assert load({}).greeting != ""
+
+
 def test_lists_of_words_have_commas() -> None:
     settings = load({"VOICEBOT_INTERRUPTION__STOPPING": "abort mission, halt,"})
     assert settings.interruption.stopping == ("abort mission", "halt")

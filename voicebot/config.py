@@ -34,6 +34,7 @@ from voicebot.playout import Pacing
 from voicebot.turns import Interruption
 
 E164: Final = re.compile(r"\+[1-9][0-9]{6,14}", re.ASCII)  # ITU-T E.164: at most 15 digits
+_MAY_BE_EMPTY: Final = frozenset({"VOICEBOT_GREETING"})
 _ACCOUNT_SID: Final = re.compile(r"AC[0-9a-f]{32}", re.ASCII)
 
 DEFAULT_PROMPT: Final = (
@@ -212,7 +213,12 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = None)
         **(os.environ if environ is None else environ),
     }
     source = EnvSettingsSource(Settings)
-    source.env_vars = {name.lower(): value for name, value in variables.items() if value}
+    # Left empty is not given, but where that is a choice.
+    source.env_vars = {
+        name.lower(): value
+        for name, value in variables.items()
+        if value or (value == "" and name.upper() in _MAY_BE_EMPTY)
+    }
     given = source()
     try:
         settings, problems = Settings.model_validate(given), []
