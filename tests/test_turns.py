@@ -306,6 +306,14 @@ def test_words_that_ended_a_turn_as_a_partial_are_not_said_again_when_final() ->
     ]
 
 
+def test_the_same_words_said_again_after_they_were_final_are_a_turn_of_their_own() -> None:
+    caller = Caller("provider").says(Final("well")).says(Partial("yes")).says(UtteranceEnd())
+    assert caller.take() == [EndOfTurn("well yes")]
+    assert caller.says(Final("Yes.", end_of_turn=True)).take() == []
+    caller.bot(active=False).says(Final("yes", end_of_turn=True))
+    assert caller.take()[-1] == EndOfTurn("yes")
+
+
 @pytest.mark.parametrize("text", ["another table", "b", "for two", "zzz"])
 def test_words_that_are_not_those_of_the_partial_that_ended_a_turn_are_new(text: str) -> None:
     caller = Caller("provider").says(Final("I want")).says(Partial("a table")).says(UtteranceEnd())
