@@ -306,6 +306,13 @@ def test_words_that_ended_a_turn_as_a_partial_are_not_said_again_when_final() ->
     ]
 
 
+def test_words_behind_those_that_ended_a_turn_as_a_partial_are_not_lost() -> None:
+    caller = Caller("provider").says(Final("well")).says(Partial("yes")).says(UtteranceEnd())
+    assert caller.take() == [EndOfTurn("well yes")]
+    caller.says(Final("Yes, on Tuesday.", end_of_turn=True))
+    assert caller.take()[-1] == EndOfTurn("on Tuesday.")
+
+
 def test_the_same_words_said_again_after_they_were_final_are_a_turn_of_their_own() -> None:
     caller = Caller("provider").says(Final("well")).says(Partial("yes")).says(UtteranceEnd())
     assert caller.take() == [EndOfTurn("well yes")]

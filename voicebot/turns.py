@@ -264,8 +264,9 @@ class Turns:
                 begun: Sequence[Instruction] = ()
                 taken, self._taken = self._taken, ""
                 if taken and words_of(text)[: len(words_of(taken))] == words_of(taken):
-                    text = ""  # it has been answered already
-                elif self._is_echo(text, spoken, now):
+                    # So much has been answered already. What goes on behind it has not.
+                    text = " ".join(text.split()[len(words_of(taken)) :])
+                if text and self._is_echo(text, spoken, now):
                     text = ""
                 if text:
                     self._words.append(text)
