@@ -361,7 +361,7 @@ async def test_a_cough_resumes_the_reply_from_the_word_that_was_cut(
 async def test_a_long_word_that_was_cut_is_said_again_from_its_beginning(
     autojump_clock: Clock,
 ) -> None:
-    # The second word is audible a second or two long: more than the lead and all margins.
+    # The third word lasts two seconds, of which more is heard than the lead and all margins.
     reply = f"So a {'long' * 10} word."
     summary, _, _ = await interrupted_call(4.8, for_s=0.3, heard="", reply=reply)
 
