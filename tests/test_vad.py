@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from voicebot import audio, ports, vad
 from voicebot.errors import LocalProtocolError, MissingPart
 from voicebot.hearing import Hearing
+from voicebot.silero import SileroStream
 from voicebot.vad import EchoGate, NoiseFloor, OpenEars
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en")
@@ -223,6 +225,37 @@ def test_recorded_people_are_heard_in_time(open_ears: OpenEars, name: str) -> No
     assert len(heard.falls) == len(heard.rises)
 
 
+class Says:
+    """Silero with its answers given: one a frame, the last for ever."""
+
+    def __init__(self, *answers: float) -> None:
+        self._answers = list(answers)
+
+    def push(self, mulaw: bytes) -> float:
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+
+@pytest.mark.parametrize("weak, strong", [(10, 0), (4, 6)])
+def test_a_weak_sound_is_waited_for_longer_than_a_word_that_is_over(weak: int, strong: int) -> None:
+    hearing = Hearing(rise=0.15, fall=0.35, release_ms=100, doubt_ms=300)
+    said = Says(*[0.2] * weak, *[0.5] * strong, 0.0)
+
+    heard = listen(vad.CallerEars(hearing, cast("SileroStream", said)), voice(1.0))
+
+    ((rise,), (fall,)) = heard.rises, heard.falls
+    assert fall == (200 + 100 if strong else rise + 300)
+
+
+def test_each_word_is_doubted_for_itself() -> None:
+    hearing = Hearing(rise=0.15, fall=0.35, release_ms=100, doubt_ms=300)
+    said = Says(*[0.5] * 10, *[0.0] * 10, *[0.2] * 5, 0.0)
+
+    heard = listen(vad.CallerEars(hearing, cast("SileroStream", said)), voice(1.5))
+
+    assert heard.falls[0] == 200 + 100
+    assert heard.falls[1] == heard.rises[1] + 300
+
+
 def test_onset_grows_with_every_frame_after_the_rise(open_ears: OpenEars) -> None:
     ears = open_ears()
     assert ears.onset_ms == 0
@@ -272,12 +305,22 @@ def test_noise_and_tones_are_not_speech(open_ears: OpenEars, name: str) -> None:
     assert listen(open_ears(), silence(0.3) + NOT_SPEECH[name]()).rises == []
 
 
-@pytest.mark.parametrize("name", ["macroform-cold_day", "reno_project-system"])
-@pytest.mark.parametrize("dbov", [-35.0, -25.0])
-def test_hold_music_is_not_speech(open_ears: OpenEars, name: str, dbov: float) -> None:
-    music = at_level(recording(MUSIC / f"{name}.wav")[: 20 * audio.RATE_HZ], dbov)
+@pytest.mark.parametrize("with_silero", [True, False])
+def test_a_key_is_no_voice_whatever_the_others_say(with_silero: bool) -> None:
+    said = cast("SileroStream", Says(1.0)) if with_silero else None
+    line = silence(0.3) + NOT_SPEECH["DTMF"]()
 
-    assert listen(open_ears(), music).rises == []
+    assert listen(vad.CallerEars(Hearing(), said), line).rises == []
+
+
+@pytest.mark.parametrize("dbov", [-35.0, -25.0])
+def test_hold_music_is_hardly_ever_speech(open_ears: OpenEars, dbov: float) -> None:
+    pieces = ["macroform-cold_day", "macroform-the_simplicity"]
+    music = [at_level(recording(MUSIC / f"{name}.wav"), dbov) for name in pieces]
+
+    stops = sum(len(listen(open_ears(), piece).rises) for piece in music)
+
+    assert stops <= 0.5 * sum(map(len, music)) / audio.RATE_HZ / 60
 
 
 # --- the bot's own voice ---------------------------------------------------------------------

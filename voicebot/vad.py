@@ -2,8 +2,9 @@
 
 `webrtcvad` hears the first syllable; Silero tells speech from music, tones and noise; two gates
 keep out what is too quiet: the noise of the line, and the bot's own voice coming back from the
-caller's phone. A rise needs all of them (the FAST rule); to fall, Silero is enough. Without
-Silero the ears still work, and then music, call-progress tones and breath count as speech.
+caller's phone; a key that is pressed is no voice (`dtmf.py`). A rise needs all of them (the FAST
+rule); to fall, Silero is enough. Without Silero the ears still work, and then music,
+call-progress tones and breath count as speech.
 
 Not a policy: what a rise does to the reply, and how long a pause ends a turn, is decided in
 `turns.py`. No clock and no thread: the same frames give the same answers.
@@ -20,6 +21,7 @@ from typing import Final
 import webrtcvad
 
 from voicebot.audio import FRAME_BYTES, FRAME_MS, RATE_HZ, dbov, decode
+from voicebot.dtmf import is_key
 from voicebot.errors import LocalProtocolError, MissingPart
 from voicebot.hearing import Hearing
 from voicebot.silero import Silero, SileroStream
@@ -74,11 +76,13 @@ class CallerEars:
             self._webrtc = webrtcvad.Vad(hearing.alone_mode)
             self._voiced_needed = hearing.alone_ms // FRAME_MS
             self._voiced_mask = (1 << self._voiced_needed) - 1
+        self._recent = deque[bytes](maxlen=self._voiced_mask.bit_length())
         self._noise = NoiseFloor(hearing.noise_window_ms)
         self._echo = EchoGate(hearing)
         self._probability = 0.0
         self._voiced_bits = 0  # one a frame, the newest lowest
         self._speaking = False
+        self._certain = False  # this speech has reached `fall`
         # Media time in frames: the number of the last frame heard, and of earlier ones.
         self._now = 0
         self._likely = _NEVER  # Silero's last answer of at least `rise`
@@ -111,6 +115,7 @@ class CallerEars:
             raise LocalProtocolError(f"ears take frames of {FRAME_BYTES} bytes, not {len(frame)}")
         hearing = self._hearing
         self._now += 1
+        self._recent.append(frame)
         level = dbov(frame)
         over_echo = level > self._echo.gate(echo_dbov)
         over_noise = level > max(hearing.gate_dbov, self._noise.dbov + hearing.over_noise_db)
@@ -120,12 +125,14 @@ class CallerEars:
         self._note_voiced(voiced)
         self._ask_silero(frame)
         if not self._speaking and self._rises():
-            self._speaking = True
+            self._speaking, self._certain = True, self._goes_on(voiced, over_echo)
             self._onset = max(self._voiced_since, self._now - hearing.onset_max_ms // FRAME_MS + 1)
             self._speech = self._now
         elif self._goes_on(voiced, over_echo):
-            self._speech = self._now
-        elif self._ago_ms(self._speech) >= hearing.release_ms:
+            self._speech, self._certain = self._now, True
+        elif self._ago_ms(self._speech) >= (
+            hearing.release_ms if self._certain else hearing.doubt_ms
+        ):
             self._speaking = False
         if self._speaking or voiced:
             self._echo.forget()
@@ -150,7 +157,9 @@ class CallerEars:
     def _rises(self) -> bool:
         if self._voiced_bits.bit_count() < self._voiced_needed:
             return False
-        return self._silero is None or self._ago_ms(self._likely) < self._hearing.rise_ms
+        if self._silero is not None and self._ago_ms(self._likely) >= self._hearing.rise_ms:
+            return False
+        return not any(map(is_key, self._recent))
 
     def _goes_on(self, voiced: bool, over_echo: bool) -> bool:
         if self._silero is None:

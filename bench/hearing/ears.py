@@ -229,7 +229,7 @@ def print_ears(part: Part, hearing: Hearing, seed: int, count: int, minutes: flo
     small = [young for clip in clips[: 2 * count] if (young := child(clip))][:count]
     sounds = [samples for _, samples in noises(part, seed)]
     alone = OpenEars(hearing, with_silero=False)
-    easy = OpenEars(Hearing(rise=0.3))
+    strict = OpenEars(Hearing(rise=0.4))
 
     print("| set | n | latency ms median / p95 | missed % (95 %) | early | onset error | release |")
     print("|---|---|---|---|---|---|---|")
@@ -240,7 +240,7 @@ def print_ears(part: Part, hearing: Hearing, seed: int, count: int, minutes: flo
     for snr_db in (60, 10):
         snr = "clean" if snr_db == 60 else f"{snr_db} dB"
         print(onsets(f"like children, {snr}", open_ears, small, snr_db, sounds, rng))
-        print(onsets(f"the same, `rise` 0.3, {snr}", easy, small, snr_db, sounds, rng))
+        print(onsets(f"the same, `rise` 0.4, {snr}", strict, small, snr_db, sounds, rng))
         print(onsets(f"short words, webrtcvad alone, {snr}", alone, short, snr_db, sounds, rng))
 
     print("\n| echo return loss dB | line dBov | false/min | learned | n | latency ms | missed % |")
