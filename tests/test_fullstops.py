@@ -58,6 +58,7 @@ def test_english(word: str, behind: str, ends: bool | None) -> None:
         ("en", "bzw", "M", True),
         ("de", "bzw", "M", False),
         ("de-CH", "bzw", "M", False),
+        ("en-GB", "bzw", "M", True),
         ("DE", "Mr", "M", False),
         ("it", "dell’Avv", "R", False),
         ("it", "l'ing", "R", False),

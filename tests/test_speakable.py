@@ -65,6 +65,7 @@ def test_markdown(text: str, expected: str) -> None:
         ("<https://example.com/a> or <a@example.com>.", "https://example.com/a or a@example.com."),
         ("See https://example.com/a_b_(c)?d=e*f#g.", "See https://example.com/a_b_(c)?d=e*f#g."),
         ("**www.a_.com**, `a_@b.de`.", "www.a_.com, a_@b.de."),
+        ("[A](http://b.c/" + "x" * 300 + ") is", "A is"),
         ("cut [short](http://exam", "cut short"),
         ("[A](" + "x" * 700 + ")", "A(" + "x" * 238 + "|" + "x" * 240 + "|" + "x" * 222 + ")"),
     ],
@@ -149,6 +150,7 @@ def test_what_may_become_markup_is_held_back_and_no_more() -> None:
     assert markup.push("<b") == ""
     assert markup.flush() == "<b"
     assert markup.flush() == ""
+    assert markup.push(never_a_tag := "<b " + "x" * 120) == never_a_tag
 
 
 @given(st.text(alphabet="abc XYZ 0123 äß,?\n", max_size=200), st.integers(1, 20))

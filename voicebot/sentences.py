@@ -170,9 +170,8 @@ class SentenceSplitter:
 
     def _clause(self, mark: str) -> bool:
         """Return whether a clause ends at a mark, and is long enough for a first piece."""
-        if mark in tuple(_WIDE_CLAUSES):
-            return len(self._piece) >= FIRST_WIDE_CLAUSE_CHARS
-        return mark in tuple(_CLAUSES) and len(self._piece) >= FIRST_CLAUSE_CHARS
+        least = FIRST_CLAUSE_CHARS if mark in _CLAUSES else FIRST_WIDE_CLAUSE_CHARS
+        return mark != "" and mark in _CLAUSES + _WIDE_CLAUSES and len(self._piece) >= least
 
     def _give(self) -> list[str]:
         """End the piece."""
