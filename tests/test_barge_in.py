@@ -207,9 +207,9 @@ async def test_barge_in_while_the_model_hangs_in_its_close_is_not_delayed(
 ) -> None:
     chat = FakeChat([f"First this. {LONG}", "Sorry."], gap=0.4, slow_close=2.0)
 
-    summary, socket, _ = await interrupted_call(3.4, chat=chat)
+    summary, socket, _ = await interrupted_call(3.8, chat=chat)
 
-    assert socket.times(twilio.SendClear)[0] == pytest.approx(3.46, abs=0.025)
+    assert socket.times(twilio.SendClear)[0] == pytest.approx(3.86, abs=0.025)
     assert summary.turns[1].heard == "Sorry."
 
 
@@ -715,7 +715,7 @@ async def test_a_failing_model_apologises_and_the_next_turn_is_answered(
 
 
 async def test_a_model_that_stalls_is_given_up_in_time(autojump_clock: Clock) -> None:
-    chat = FakeChat(["One two. Three four."], stall_after=2)
+    chat = FakeChat(["One two. Three four."], stall_after=3)
     socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=12.0)
 
     summary = await run_call(
@@ -969,8 +969,8 @@ async def test_barge_in_in_the_step_in_which_the_model_breaks(
     steps: int, autojump_clock: Clock
 ) -> None:
     noticed = Noticed(steps)
-    # All but the last word is a sentence, and is spoken while the model waits.
-    chat = BreaksWhen([LONG.replace("thirteen", "thirteen."), "Sorry."])
+    # All but the last two words are a sentence, and are spoken while the model waits.
+    chat = BreaksWhen([LONG.replace("twelve thirteen", "twelve. Thirteen"), "Sorry."])
     chat.noticed = noticed
     summary, socket = await one_interruption(noticed, chat=chat)
 

@@ -45,6 +45,18 @@ async def test_a_caller_is_answered(autojump_clock: trio.testing.MockClock) -> N
     assert read_back(socket.heard()).startswith("YES")
 
 
+async def test_pieces_are_those_of_the_calls_language(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    voice, greeting = FakeVoice(), "Am 3. Mai ist zu. Bis dann."
+
+    await run_call(
+        FakeTwilio(stop_at=5.0), ports(voice=voice), plan(greeting=greeting, language="de")
+    )
+
+    assert voice.texts == ["Am 3. Mai ist zu.", "Bis dann."]
+
+
 async def test_never_more_than_the_lead_is_ahead_of_playout(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -671,7 +671,7 @@ class _Call:
         self, think: _Think, pieces: trio.MemorySendChannel[str], reply: _Reply
     ) -> None:
         """Turn the reply's words into pieces to be spoken; apologise if there are none."""
-        splitter, failed = SentenceSplitter(), False
+        splitter, failed = SentenceSplitter(self._plan.language), False
         with pieces, trio.CancelScope() as self._thinking:
             try:
                 await think(splitter, pieces, reply)
@@ -695,8 +695,6 @@ class _Call:
         offered = self._toolbox.offered
         for left in reversed(range(TOOL_ROUNDS + 1)):
             calls = await self._ask(splitter, pieces, reply, offered if left else ())
-            for piece in splitter.flush():
-                await self._give(piece, pieces, reply)
             if not calls:
                 return
             await self._run_calls(calls, reply)
@@ -726,6 +724,10 @@ class _Call:
                             for piece in splitter.push(delta):
                                 await self._give(piece, pieces, reply)
                         patience.deadline = trio.current_time() + timeouts.token_gap_s
+                    patience.deadline = math.inf
+                    for piece in splitter.flush():  # and not behind a stream slow to close
+                        await self._give(piece, pieces, reply)
+                    patience.deadline = trio.current_time() + timeouts.token_gap_s
         except trio.TooSlowError as exc:
             raise ProviderTimeout("chat", "no text in time") from exc
         return calls

@@ -42,6 +42,6 @@ class CallPlan:
     pacing: Pacing = field(default_factory=Pacing)
     endpointing: Endpointing = field(default_factory=Endpointing)
     interruption: Interruption = field(default_factory=Interruption)
-    language: str = "en"  # BCP 47, of the caller's words
+    language: str = "en"  # BCP 47, of what is said
     timeouts: Timeouts = field(default_factory=Timeouts)
     send_deadline_s: float = 5.0  # a socket that takes no byte for this long is dropped
