@@ -54,6 +54,13 @@ def test_messages_carry_what_their_role_has_and_no_more(
     assert encode_message(message) == fields
 
 
+def test_half_a_character_spoils_no_conversation() -> None:
+    half = r'{"choices":[{"delta":{"content":"a\ud83dé","tool_calls":[{"id":"\ude00c"}]}}]}'
+
+    assert read_event(Event("", half)) == Piece("aé", "", (CallPiece(None, "c"),))
+    assert encode_message(Message("tool", "é\ud83d", tool_call_id="c0"))["content"] == "é"
+
+
 @pytest.mark.parametrize("content", ["", "One moment."])
 def test_calls_keep_their_order_and_the_words_before_them(content: str) -> None:
     made = (ToolCall("c0", "hours", '{"day": 1}'), ToolCall("c1", "now", "{}"))

@@ -27,7 +27,7 @@ REGULAR_ENDS: Final = frozenset({"stop", "tool_calls"})
 
 def encode_message(message: ports.Message) -> dict[str, Any]:
     """Return one entry of `messages`."""
-    fields: dict[str, Any] = {"role": message.role, "content": message.content}
+    fields: dict[str, Any] = {"role": message.role, "content": _whole(message.content)}
     if message.tool_calls:
         fields["tool_calls"] = [_encode_call(call) for call in message.tool_calls]
         if not message.content:
@@ -43,6 +43,14 @@ def _encode_call(call: ports.ToolCall) -> dict[str, Any]:
     arguments = call.arguments if _is_object(call.arguments) else "{}"
     function = {"name": call.name, "arguments": arguments}
     return {"id": call.id, "type": "function", "function": function}
+
+
+def _whole(text: str) -> str:
+    """Return a text without halves of characters, which JSON can say and UTF-8 cannot.
+
+    They come where a server cuts an emoji in two; one that is kept spoils every later request.
+    """
+    return text if text.isascii() else text.encode("utf-8", "ignore").decode()
 
 
 def _is_object(text: str) -> bool:
@@ -110,7 +118,7 @@ def read_event(event: sse.Event) -> Piece:
         raise _garbled(f"unintelligible chunk: {exc!r:.120}") from exc
     if error or event.name == "error":
         raise refusal(error or fields)
-    return Piece(text, str(finish_reason), pieces)
+    return Piece(_whole(text), str(finish_reason), pieces)
 
 
 def _garbled(message: str) -> ProviderError:
@@ -124,7 +132,7 @@ def _call_piece(call: dict[str, Any]) -> CallPiece:
     texts = call.get("id") or "", function.get("name") or "", function.get("arguments") or ""
     if not (isinstance(index, int | None) and all(isinstance(text, str) for text in texts)):
         raise TypeError("a tool call of wrong types")
-    return CallPiece(index, *texts)
+    return CallPiece(index, *map(_whole, texts))
 
 
 @dataclass(slots=True)
