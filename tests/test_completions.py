@@ -280,6 +280,17 @@ def test_a_piece_finds_its_call_by_id_where_the_index_says_nothing() -> None:
     assert assemble(*map(calls, parts), END) == BOTH
 
 
+def test_a_piece_finds_its_call_by_index_where_it_has_no_id() -> None:
+    parts = [
+        CallPiece(0, "c0", "hours", "{"),
+        CallPiece(1, "c1", "now", "{"),
+        CallPiece(0, "", "", '"day":1}'),
+        CallPiece(1, "", "", "}"),
+    ]
+
+    assert assemble(*map(calls, parts), END) == BOTH
+
+
 objects = st.dictionaries(st.text(max_size=3), st.text(max_size=9), max_size=3).map(json.dumps)
 
 
