@@ -70,9 +70,22 @@ async def open_chats(
 
 
 @asynccontextmanager
-async def open_chat(*, model: str, **options: Any) -> AsyncGenerator[ports.Chat]:
+async def open_chat(
+    *,
+    base_url: str,
+    api_key: str,
+    model: str,
+    max_completion_tokens: int = MAX_COMPLETION_TOKENS,
+    ssl_context: ssl.SSLContext | None = None,
+) -> AsyncGenerator[ports.Chat]:
     """Yield a chat with one model; see `open_chats`."""
-    async with open_chats(models=[model], **options) as (chat,):
+    async with open_chats(
+        base_url=base_url,
+        api_key=api_key,
+        models=[model],
+        max_completion_tokens=max_completion_tokens,
+        ssl_context=ssl_context,
+    ) as (chat,):
         yield chat
 
 
