@@ -18,7 +18,7 @@ from typing import Any
 import trio
 
 from voicebot import twilio
-from voicebot.errors import ProviderError, SocketClosed
+from voicebot.errors import ProviderError, ReplyCut, SocketClosed
 from voicebot.floor import Bell
 from voicebot.patience import Endpointing
 from voicebot.plan import CallPlan
@@ -249,6 +249,7 @@ class FakeChat:
     offered: list[list[str]] = field(default_factory=list)
     cancelled: int = 0
     fail_after: int | None = None  # words
+    cut: str = ""  # why every answer has no end
     stall_after: int | None = None
     slow_close: float = 0.0
 
@@ -283,8 +284,11 @@ class FakeChat:
                 raise ProviderError("chat", "broke")
             if index == self.stall_after:
                 await trio.sleep_forever()
-            yield word if isinstance(word, ToolCall) else word + " "
+            last = index == len(words) - 1 and self.cut
+            yield word if isinstance(word, ToolCall) or last else word + " "
             await trio.sleep(self.gap)
+        if self.cut:
+            raise ReplyCut("chat", self.cut)
 
 
 @dataclass

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from voicebot.completions import (
     DONE,
@@ -17,7 +20,7 @@ from voicebot.completions import (
     encode_message,
     read_event,
 )
-from voicebot.errors import ProviderError
+from voicebot.errors import ProviderError, ProviderRejected, RequestTooLong
 from voicebot.ports import Message, ToolCall
 from voicebot.sse import Event
 
@@ -49,6 +52,13 @@ def test_messages_carry_what_their_role_has_and_no_more(
     message: Message, fields: dict[str, Any]
 ) -> None:
     assert encode_message(message) == fields
+
+
+def test_half_a_character_spoils_no_conversation() -> None:
+    half = r'{"choices":[{"delta":{"content":"a\ud83dé","tool_calls":[{"id":"\ude00c"}]}}]}'
+
+    assert read_event(Event("", half)) == Piece("aé", "", (CallPiece(None, "c"),))
+    assert encode_message(Message("tool", "é\ud83d", tool_call_id="c0"))["content"] == "é"
 
 
 @pytest.mark.parametrize("content", ["", "One moment."])
@@ -88,6 +98,7 @@ def test_arguments_that_are_no_object_do_not_spoil_the_conversation(arguments: s
         ({"choices": [{"delta": {"content": "Hi"}, "finish_reason": None}]}, Piece("Hi")),
         ({"choices": [{"delta": {}, "finish_reason": "stop"}]}, Piece("", "stop")),
         ({"choices": [{"delta": {"reasoning": "hm"}}]}, Piece()),
+        ({"choices": [{"delta": {"reasoning_content": "hm", "content": ""}}]}, Piece()),
         ({"choices": [{"delta": {"channel": "analysis", "content": "hm"}}]}, Piece()),
         ({"choices": [{"delta": {"tool_calls": None}}]}, Piece()),
         ({"choices": [{"delta": {"tool_calls": []}}]}, Piece()),
@@ -126,12 +137,24 @@ def test_only_content_is_spoken(fields: dict[str, Any], piece: Piece) -> None:
         (Event("", '{"error":{"message":"over capacity","code":"busy"}}'), "busy over capacity"),
         (Event("", '{"error":"out of order"}'), "out of order"),
         (Event("error", '{"message":"gone"}'), "gone"),
+        (Event("error", "overloaded"), "overloaded"),
         (Event("", '{"x_groq":{"error":"over capacity"},"choices":[]}'), "over capacity"),
     ],
 )
 def test_event_that_is_no_text_is_an_error(event: Event, said: str) -> None:
-    with pytest.raises(ProviderError, match=said):
+    with pytest.raises(ProviderError, match=said) as caught:
         read_event(event)
+    assert caught.value.retryable
+
+
+def test_error_in_the_stream_is_understood_like_one_before_it() -> None:
+    error = {"message": "reduce the length", "code": "context_length_exceeded"}
+    with pytest.raises(RequestTooLong):
+        read_event(Event("error", json.dumps({"error": error})))
+    error = {"message": "no such model", "code": "model_not_found", "status_code": "404"}
+    with pytest.raises(ProviderRejected) as caught:
+        read_event(Event("", json.dumps({"error": {**error, "type": "invalid_request_error"}})))
+    assert (caught.value.code, caught.value.retryable) == ("model_not_found", False)
 
 
 def test_done_is_a_regular_end() -> None:
@@ -152,59 +175,172 @@ def test_parts_of_a_call_are_read() -> None:
     assert read_event(Event("", json.dumps({"choices": [choice]}))) == Piece(
         "Hm.",
         "tool_calls",
-        (CallPiece(2, "c2", "f", "x"), CallPiece(2, "", "", "y"), CallPiece(0, "c3"), CallPiece(3)),
+        (
+            CallPiece(2, "c2", "f", "x"),
+            CallPiece(2, "", "", "y"),
+            CallPiece(None, "c3"),
+            CallPiece(3),
+        ),
     )
 
 
 # Calls put together
 
+HOURS = CallPiece(0, "c0", "hours", '{"day":1}')
 NOW = CallPiece(1, "c1", "now", "{}")
+END = Piece(finish_reason="tool_calls")
+BOTH = [ToolCall("c0", "hours", '{"day":1}'), ToolCall("c1", "now", "{}")]
 
 
 @pytest.mark.parametrize(
     "pieces",
     [
-        [calls(CallPiece(0, "c0", "hours", '{"day":1}'))],
-        [calls(CallPiece(0, "c0", "hours")), *(calls(CallPiece(arguments=c)) for c in '{"day":1}')],
+        [calls(HOURS)],
+        [
+            calls(CallPiece(0, "c0", "hours")),
+            *(calls(CallPiece(0, "", "", c)) for c in '{"day":1}'),
+        ],
         [calls(CallPiece(0, "c0", "hours", "{"), CallPiece(0, "", "", '"day":1}'))],
         [calls(CallPiece(0, "c0", "hours", "{")), calls(CallPiece(0, "c0", "hours", '"day":1}'))],
-        [Piece("", "stop", (CallPiece(0, "c0", "hours", '{"day":1}'),))],
+        [calls(CallPiece(0, "c0", "hours", "{")), calls(CallPiece(0, "c9", "", '"day":1}'))],
+        [calls(CallPiece(0, "c0", "hours", "{")), calls(CallPiece(0, "", "hours", '"day":1}'))],
+        [calls(CallPiece(None, "c0", "hours", "{")), calls(CallPiece(arguments='"day":1}'))],
+        [calls(CallPiece(0, "c0", "hours", "{")), calls(CallPiece(arguments='"day":1}'))],
+        [calls(HOURS), calls(HOURS)],
+        [calls(HOURS), calls(CallPiece(0, "", "", '{"day":1}'))],
+        [Piece("", "stop", (HOURS,))],
     ],
-    ids=["whole", "in pieces", "pieces in one event", "id and name repeated", "with its end"],
+    ids=[
+        "whole",
+        "in pieces",
+        "pieces in one event",
+        "id and name repeated",
+        "another id for each piece",
+        "name repeated",
+        "no index",
+        "index only first",
+        "twice",
+        "twice, then without a name",
+        "with its end",
+    ],
 )
 def test_a_call_comes_once_and_whole(pieces: list[Piece]) -> None:
-    end = Piece(finish_reason="tool_calls")
-
-    assert assemble(*pieces, end) == [ToolCall("c0", "hours", '{"day":1}')]
+    assert assemble(*pieces, END) == BOTH[:1]
 
 
-def test_a_call_is_given_as_soon_as_the_next_begins() -> None:
+@pytest.mark.parametrize("arguments", ["1", "11", '"', "[]"])
+def test_a_piece_like_the_one_before_it_is_no_repetition(arguments: str) -> None:
+    piece = calls(CallPiece(0, "c0", "hours", arguments))
+
+    assert assemble(piece, piece, END) == [ToolCall("c0", "hours", arguments * 2)]
+
+
+def test_calls_come_at_the_end_in_the_order_they_began() -> None:
     assembler = Assembler()
 
     assert assembler.feed(calls(CallPiece(0, "c0", "hours", '{"day"'))) == []
     assert assembler.feed(calls(CallPiece(0, arguments=":1}"))) == []
-    assert assembler.feed(calls(NOW)) == [ToolCall("c0", "hours", '{"day":1}')]
-    assert assembler.feed(DONE) == [ToolCall("c1", "now", "{}")]
+    assert assembler.feed(calls(NOW)) == []
+    assert assembler.feed(DONE) == BOTH
     assert assembler.feed(DONE) == []
 
 
-@pytest.mark.parametrize("second", [1, 0], ids=["own index", "same index, another id"])
-def test_several_calls_in_one_event_are_several_calls(second: int) -> None:
-    both = calls(CallPiece(0, "c0", "hours", "{}"), CallPiece(second, "c1", "now", "{}"))
+@pytest.mark.parametrize("index, ident", [(1, "c1"), (0, "c1"), (None, "c1"), (1, ""), (0, "")])
+def test_several_calls_in_one_event_are_several_calls(index: int | None, ident: str) -> None:
+    both = calls(CallPiece(0, "c0" if ident else "", "hours", '{"day":1}'))
+    both = calls(*both.calls, CallPiece(index, ident, "now", "{}"))
 
-    assert assemble(both, DONE) == [ToolCall("c0", "hours", "{}"), ToolCall("c1", "now", "{}")]
-
-
-def test_text_and_calls_keep_the_order_of_the_model() -> None:
-    one = Piece("One moment.", calls=(CallPiece(0, "c0", "hours"),))
-
-    assert assemble(one, Piece("And"), Piece(" now."), calls(NOW), DONE) == [
-        "One moment.",
-        ToolCall("c0", "hours", "{}"),
-        "And",
-        " now.",
-        ToolCall("c1", "now", "{}"),
+    assert [(call.name, call.arguments) for call in assemble_calls(both)] == [
+        ("hours", '{"day":1}'),
+        ("now", "{}"),
     ]
+
+
+def assemble_calls(*pieces: Piece) -> list[ToolCall]:
+    return [part for part in assemble(*pieces, END) if isinstance(part, ToolCall)]
+
+
+def test_one_function_called_twice_without_ids_is_called_twice() -> None:
+    again = CallPiece(0, "", "hours", '{"day":2}')
+
+    first, second = assemble_calls(calls(CallPiece(0, "", "hours", '{"day":1}')), calls(again))
+
+    assert (first.arguments, second.arguments) == ('{"day":1}', '{"day":2}')
+    assert first.id != second.id
+
+
+def test_a_piece_finds_its_call_by_id_where_the_index_says_nothing() -> None:
+    parts = [
+        CallPiece(0, "c0", "hours", "{"),
+        CallPiece(0, "c1", "now", "{"),
+        CallPiece(0, "c0", "", '"day":1}'),
+        CallPiece(0, "c1", "", "}"),
+    ]
+
+    assert assemble(*map(calls, parts), END) == BOTH
+
+
+def test_a_piece_finds_its_call_by_index_where_it_has_no_id() -> None:
+    parts = [
+        CallPiece(0, "c0", "hours", "{"),
+        CallPiece(1, "c1", "now", "{"),
+        CallPiece(0, "", "", '"day":1}'),
+        CallPiece(1, "", "", "}"),
+    ]
+
+    assert assemble(*map(calls, parts), END) == BOTH
+
+
+objects = st.dictionaries(st.text(max_size=3), st.text(max_size=9), max_size=3).map(json.dumps)
+
+
+@given(st.lists(objects, min_size=1, max_size=4), st.data())
+def test_calls_are_the_same_however_they_are_cut_and_mixed(
+    arguments: list[str], data: st.DataObject
+) -> None:
+    indexed, named = data.draw(st.booleans()), data.draw(st.booleans())
+    identified = not indexed or data.draw(st.booleans())
+    waiting: list[list[CallPiece]] = []
+    for n, text in enumerate(arguments):
+        edges = [0, *sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=5))), len(text)]
+        waiting.append(
+            [
+                CallPiece(
+                    n if indexed else None,
+                    f"c{n}" if identified or not at else "",
+                    f"f{n}" if named or not at else "",
+                    text[begin:end],
+                )
+                for at, (begin, end) in enumerate(itertools.pairwise(edges))
+            ]
+        )
+    order = data.draw(st.permutations([n for n, queue in enumerate(waiting) for _ in queue]))
+    stream = [waiting[n].pop(0) for n in order]
+    size = data.draw(st.integers(1, 3))  # pieces in an event
+
+    made = assemble_calls(*(calls(*stream[at : at + size]) for at in range(0, len(stream), size)))
+
+    assert made == [ToolCall(f"c{n}", f"f{n}", arguments[n]) for n in dict.fromkeys(order)]
+
+
+def test_text_comes_at_once_whatever_calls_are_around_it() -> None:
+    assembler = Assembler()
+    one = Piece("One moment.", calls=(HOURS,))
+
+    fed = [assembler.feed(piece) for piece in (one, Piece("And"), Piece(" now."), calls(NOW))]
+
+    assert fed == [["One moment."], ["And"], [" now."], []]
+    assert assembler.feed(Piece(" Bye.", "stop")) == [" Bye.", *BOTH]
+
+
+def test_thoughts_in_the_text_are_not_spoken() -> None:
+    pieces = [Piece("<thi"), Piece("nk>The caller"), Piece(" wants…</think>"), Piece("Noon.")]
+
+    assert assemble(*pieces, DONE) == ["Noon."]
+
+
+def test_what_only_looked_like_a_thought_is_spoken_at_the_end() -> None:
+    assert assemble(Piece("a <"), calls(NOW), DONE) == ["a ", "<", BOTH[1]]
 
 
 @pytest.mark.parametrize("arguments", ['{"day": ', "five", "[]"])
@@ -214,26 +350,25 @@ def test_arguments_are_passed_on_unchecked(arguments: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("reason", ["", "length", "content_filter"])
-def test_a_call_cut_off_never_comes_out_but_those_before_it_do(reason: str) -> None:
-    pieces = calls(CallPiece(0, "c0", "hours", "{}")), calls(NOW), Piece(finish_reason=reason)
+@pytest.mark.parametrize("arguments", [(), ("",), ("", "")])
+def test_no_arguments_are_an_empty_object(arguments: tuple[str, ...]) -> None:
+    pieces = [calls(CallPiece(0, "c0", "now", text)) for text in arguments or ("",)]
 
-    assert assemble(*pieces) == [ToolCall("c0", "hours", "{}")]
+    assert assemble(*pieces, DONE) == [ToolCall("c0", "now", "{}")]
+
+
+@pytest.mark.parametrize("reason", ["", "length", "content_filter"])
+def test_no_call_of_an_answer_without_its_end_comes_out(reason: str) -> None:
+    assert assemble(calls(HOURS), calls(NOW), Piece(finish_reason=reason)) == []
 
 
 @pytest.mark.parametrize(
-    "piece", [CallPiece(), CallPiece(id="c0"), CallPiece(name="hours"), CallPiece(arguments="{}")]
+    "piece", [CallPiece(), CallPiece(0, "c0"), CallPiece(0, arguments="{}"), CallPiece(1, "", "")]
 )
-def test_a_call_must_begin_with_id_and_name(piece: CallPiece) -> None:
-    with pytest.raises(ProviderError, match="without id or name"):
+def test_a_call_must_begin_with_a_name(piece: CallPiece) -> None:
+    with pytest.raises(ProviderError, match="without a name") as caught:
         assemble(calls(piece))
-
-
-def test_a_piece_for_a_call_that_is_over_is_an_error() -> None:
-    with pytest.raises(ProviderError, match="without id or name"):
-        assemble(
-            calls(CallPiece(0, "c0", "hours", "{")), calls(NOW), calls(CallPiece(0, "", "", "}"))
-        )
+    assert caught.value.retryable
 
 
 def test_arguments_have_a_bound_of_their_own_in_each_call() -> None:

@@ -55,7 +55,7 @@ def test_vendors_names_and_our_own() -> None:
     assert settings.timeouts.media_s == 2.5
 
 
-def test_only_the_greeting_may_be_left_empty_on_purpose(tmp_path: Path) -> None:
+def test_only_a_choice_may_be_left_empty_on_purpose(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("VOICEBOT_GREETING=\nVOICEBOT_PROMPT=\n")
 
     settings = load({}, tmp_path / ".env")
@@ -64,6 +64,46 @@ def test_only_the_greeting_may_be_left_empty_on_purpose(tmp_path: Path) -> None:
     assert settings.prompt == load({}).prompt != ""
     assert load({"VOICEBOT_GREETING": ""}).greeting == ""
     assert load({}).greeting != ""
+
+
+@pytest.mark.parametrize(
+    "environ, models",
+    [
+        ({}, ("openai/gpt-oss-20b", "openai/gpt-oss-120b")),
+        ({"VOICEBOT_GROQ_MODEL": "openai/gpt-oss-120b"}, ("openai/gpt-oss-120b",)),
+        (
+            {"VOICEBOT_GROQ_FALLBACK_MODELS": " a,b , a,"},
+            ("openai/gpt-oss-20b", "a", "b"),
+        ),
+        ({"VOICEBOT_GROQ_FALLBACK_MODELS": ""}, ("openai/gpt-oss-20b",)),
+        # Another server has other models.
+        ({"GROQ_BASE_URL": "http://127.0.0.1:1", "VOICEBOT_GROQ_MODEL": "m"}, ("m",)),
+        (
+            {
+                "GROQ_BASE_URL": "http://127.0.0.1:1",
+                "VOICEBOT_GROQ_MODEL": "m",
+                "VOICEBOT_GROQ_FALLBACK_MODELS": "n",
+            },
+            ("m", "n"),
+        ),
+    ],
+)
+def test_models_are_asked_in_order(environ: dict[str, str], models: tuple[str, ...]) -> None:
+    assert load(environ).groq_models == models
+
+
+def test_a_model_is_no_fallback_for_itself() -> None:
+    environ = {"VOICEBOT_GROQ_FALLBACK_MODELS": "other,openai/gpt-oss-20b"}
+    assert names(environ) == ["VOICEBOT_GROQ_FALLBACK_MODELS"]
+
+
+def test_a_prompt_must_leave_room_for_a_conversation() -> None:
+    environ = {"VOICEBOT_PROMPT": "Be kind. " * 300, "VOICEBOT_CONTEXT_TOKENS": "1500"}
+    assert load(environ).context_tokens == 1_500
+    (problem,) = problems({**environ, "VOICEBOT_CONTEXT_TOKENS": "1300"})
+    assert problem.startswith("VOICEBOT_CONTEXT_TOKENS: 1300 is too few for VOICEBOT_PROMPT")
+    tokens = problem.split("set it to ")[1].split()[0]
+    assert load({**environ, "VOICEBOT_CONTEXT_TOKENS": tokens}).context_tokens == int(tokens)
 
 
 def test_lists_of_words_have_commas() -> None:

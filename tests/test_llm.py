@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Awaitable, Callable
 from types import MappingProxyType
 from typing import Any
@@ -14,8 +13,14 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.servers import Exchange, cancel_at_every_step, open_fds, open_http_server
 from voicebot import ports, transport
-from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
-from voicebot.llm import open_chat
+from voicebot.errors import (
+    ProviderError,
+    ProviderRejected,
+    ProviderTimeout,
+    ReplyCut,
+    RequestTooLong,
+)
+from voicebot.llm import open_chat, open_chats
 from voicebot.ports import Message, Tool, ToolCall
 
 STREAM = "text/event-stream"
@@ -150,6 +155,19 @@ async def test_local_server_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> Non
                 assert await ask(chat) == ["Hel", "lo."]
 
 
+async def test_several_models_share_the_connections() -> None:
+    models = ["openai/gpt-oss-20b", "openai/gpt-oss-120b", "qwen/qwen3.8-27b"]
+    with trio.fail_after(10):
+        async with open_http_server(streaming(*GOOD)) as server:
+            async with open_chats(base_url=server.url, api_key="", models=models) as chats:
+                for chat in chats:
+                    assert await ask(chat) == ["Hel", "lo."]
+            assert server.connections == 1
+    bodies = [json.loads(exchange.body) for exchange in server.exchanges]
+    assert [body["model"] for body in bodies] == models
+    assert [body["reasoning_effort"] for body in bodies] == ["low", "low", "none"]
+
+
 async def test_answers_share_a_connection_although_they_end_at_finish_reason() -> None:
     with trio.fail_after(10):
         async with open_http_server(streaming(*GOOD)) as server, connect(server.url) as chat:
@@ -159,6 +177,19 @@ async def test_answers_share_a_connection_although_they_end_at_finish_reason() -
 
 
 # Streams
+
+
+async def test_thoughts_are_not_given_and_the_rest_is() -> None:
+    thoughts = [
+        chunk("<th"),
+        chunk("ink>hm"),
+        chunk("</think>", reasoning="also"),
+        b'data: {"choices":[{"index":0,"delta":{"reasoning":"Hm.","channel":"analysis"}}]}\n\n',
+    ]
+    with trio.fail_after(10):
+        respond = streaming(ROLE, *thoughts, *GOOD[1:])
+        async with open_http_server(respond) as server, connect(server.url) as chat:
+            assert await ask(chat) == ["Hel", "lo."]
 
 
 async def test_answer_ends_at_finish_reason_even_if_the_server_keeps_the_body_open() -> None:
@@ -201,18 +232,20 @@ async def test_bytes_that_come_one_by_one_make_the_same_answer() -> None:
             assert await ask(chat) == ["¿Qué", " tal? 😀"]
 
 
-@pytest.mark.parametrize("reason", ["length", "content_filter"])
-async def test_answer_cut_by_the_model_is_noted(
-    reason: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("reason", ["length", "content_filter", "abort"])
+async def test_answer_cut_off_is_given_as_far_as_it_goes_and_then_said_to_be_cut(
+    reason: str,
 ) -> None:
     with trio.fail_after(10):
-        async with open_http_server(streaming(chunk("Hi"), chunk(finish_reason=reason))) as server:
-            async with connect(server.url) as chat:
-                assert await ask(chat) == ["Hi"]
-    (record,) = [record for record in caplog.records if record.name == "voicebot.llm"]
-    assert record.message == "llm_reply_cut"
-    assert record.levelno == logging.WARNING
-    assert record.__dict__["finish_reason"] == reason
+        respond = streaming(chunk("Hi"), chunk(" you <", finish_reason=reason), DONE)
+        async with open_http_server(respond) as server, connect(server.url) as chat:
+            async with chat.open_reply(ASK) as deltas:
+                assert await anext(deltas) + await anext(deltas) == "Hi you <"
+                with pytest.raises(ReplyCut) as caught:
+                    await anext(deltas)
+            assert (caught.value.reason, caught.value.retryable) == (reason, False)
+            async with chat.open_reply(ASK):
+                assert server.connections == 1  # whoever catches it inside keeps the connection
 
 
 def call(finish_reason: str | None = None, *pieces: Any) -> bytes:
@@ -225,16 +258,13 @@ HOURS = {"index": 0, "id": "c0", "type": "function", "function": {"name": "hours
 
 
 @pytest.mark.parametrize("end", [chunk(finish_reason="tool_calls"), DONE])
-async def test_call_comes_after_its_text_and_is_whole_at_the_end(
-    end: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_call_comes_after_its_text_and_is_whole_at_the_end(end: bytes) -> None:
     arguments = [{"index": 0, "function": {"arguments": piece}} for piece in ('{"day":', " 1}")]
     events = [ROLE, chunk("One moment."), call(None, HOURS), *(call(None, a) for a in arguments)]
     with trio.fail_after(10):
         async with open_http_server(streaming(*events, end, hang=True)) as server:
             async with connect(server.url) as chat:
                 assert await ask(chat) == ["One moment.", ToolCall("c0", "hours", '{"day": 1}')]
-    assert not caplog.records
 
 
 async def test_call_that_comes_with_finish_reason_is_kept() -> None:
@@ -244,14 +274,12 @@ async def test_call_that_comes_with_finish_reason_is_kept() -> None:
                 assert await ask(chat) == [ToolCall("c0", "hours", "{}")]
 
 
-async def test_call_that_a_limit_cuts_off_is_noted_and_never_made(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_call_of_an_answer_that_is_cut_off_is_never_made() -> None:
     events = [call(None, HOURS), chunk(finish_reason="length")]
     with trio.fail_after(10):
         async with open_http_server(streaming(*events)) as server, connect(server.url) as chat:
-            assert await ask(chat) == []
-    assert [record.message for record in caplog.records] == ["llm_reply_cut"]
+            with pytest.raises(ReplyCut, match="length"):
+                await ask(chat)
 
 
 @pytest.mark.parametrize("end", [True, False], ids=["ended", "lost"])
@@ -270,7 +298,7 @@ async def test_call_of_a_stream_that_breaks_off_is_never_made(end: bool) -> None
         ([chunk("Hi"), b'data: {"error":{"message":"over capacity"}}\n\n'], "over capacity"),
         ([chunk("Hi"), b'event: error\ndata: {"error":{"message":"gone"}}\n\n'], "gone"),
         ([chunk("Hi"), b"data: {oops\n\n"], "unintelligible"),
-        ([chunk("Hi"), call(None, {"index": 0})], "without id or name"),
+        ([chunk("Hi"), call(None, {"index": 0})], "without a name"),
         ([chunk("Hi"), call(None, 5)], "unintelligible"),
         ([chunk("Hi"), b"data: " + b"x" * 1_100_000], "oversized"),
         ([chunk("Hi")], "broke off"),
@@ -331,7 +359,7 @@ async def test_stall_ends_at_the_backstop_when_the_caller_sets_no_deadline(
         (400, {"error": {"message": "gone", "type": "invalid_request_error"}},
          "invalid_request_error", "gone", False),
         (400, {"error": {"message": "x", "code": "tool_use_failed", "failed_generation": "PII"}},
-         "tool_use_failed", "tool_use_failed x", False),
+         "tool_use_failed", "tool_use_failed x", True),
         (413, {"error": {"message": "too large"}}, None, "too long", False),
         (429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}},
          "rate_limit_exceeded", "rate limit.*retry after 2 s", True),
@@ -355,6 +383,8 @@ async def test_refusal_says_what_and_what_to_do_and_is_not_retried_here(
             assert len(server.exchanges) == 1
     error = caught.value
     assert (error.status, error.code, error.retryable) == (status, code, retryable)
+    assert error.retry_after_s == (2 if status == 429 else None)
+    assert isinstance(error, RequestTooLong) is (status == 413)
     assert "secret" not in str(error)
     assert "PII" not in str(error)
 

@@ -10,8 +10,11 @@ import trio.testing
 
 from tests.fakes import CHAR, FakeChat, FakeEar, FakeTwilio, FakeVoice, plan, ports, read_back
 from voicebot import twilio
+from voicebot.context import REQUEST_TOKENS, message_tokens, tool_tokens
 from voicebot.nursery import run_call
+from voicebot.ports import Message
 from voicebot.record import Outcome
+from voicebot.toolbox import HANG_UP_TOOL
 
 
 async def test_greeting_is_heard_to_its_end_and_the_call_ends_with_stop(
@@ -55,6 +58,48 @@ async def test_pieces_are_those_of_the_calls_language(
     )
 
     assert voice.texts == ["Am 3. Mai ist zu.", "Bis dann."]
+
+
+@pytest.mark.parametrize(
+    "said, reason, heard",
+    [
+        ("It is noon. We are", "length", "It is noon."),
+        ("It is noon. We are open.", "length", "It is noon. We are open."),
+        ("We are open every", "length", "We are open every"),
+        ("It is noon. We are", "content_filter", "It is noon."),
+        ("We are open every", "content_filter", "Sorry."),
+    ],
+)
+async def test_of_an_answer_without_its_end_whole_sentences_are_said(
+    said: str, reason: str, heard: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=8.0)
+
+    summary = await run_call(
+        socket, ports(FakeEar(["tell me"]), FakeChat([said], cut=reason)), plan(apology="Sorry.")
+    )
+
+    assert summary.turns[0].heard == heard
+    assert summary.counts["replies_cut"] == 1
+    assert "thinking_failures" not in summary.counts
+    cuts = [moment for moment in summary.timeline if moment.what == "reply_cut"]
+    assert [moment.detail for moment in cuts] == [{"reason": reason}]
+
+
+async def test_the_oldest_exchanges_are_not_shown_to_the_model(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0), (7.0, 8.0), (13.0, 14.0)], stop_at=16.0)
+    ear, chat = FakeEar(["one", "two", "three"]), FakeChat(["y" * 60] * 3)
+
+    prompt = message_tokens(Message("system", plan().prompt))
+    fixed = REQUEST_TOKENS + prompt + tool_tokens(HANG_UP_TOOL)
+    room = 60  # for an exchange and a question; two exchanges and a question are over 70
+
+    await run_call(socket, ports(ear, chat), plan(context_tokens=fixed + room))
+
+    shown = [[m.content for m in request if m.role == "user"] for request in chat.requests]
+    assert shown == [["one"], ["one", "two"], ["two", "three"]]
 
 
 async def test_never_more_than_the_lead_is_ahead_of_playout(

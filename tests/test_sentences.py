@@ -464,3 +464,23 @@ def test_what_is_kept_is_bounded_whatever_comes(pattern: str) -> None:
 def test_a_long_text_may_come_at_once(pattern: str) -> None:
     text = (pattern * 50_000)[:50_000]  # were a step quadratic, this would take minutes
     assert sum(map(len, split(text, step=50_000))) <= 2 * len(text)
+
+
+@pytest.mark.parametrize(
+    "text, whole, rest",
+    [
+        ("It is noon. We are", ["It is noon."], ["We are"]),
+        ("It is noon. We are open.", ["It is noon.", "We are open."], []),
+        ('He said "no."', ['He said "no."'], []),
+        ("我们开门。今天", ["我们开门。"], ["今天"]),
+        ("We are open,", [], ["We are open,"]),
+        ("", [], []),
+    ],
+)
+def test_of_a_text_that_was_cut_off_the_whole_sentences_are_told_apart(
+    text: str, whole: list[str], rest: list[str]
+) -> None:
+    splitter = SentenceSplitter()
+
+    assert splitter.push(text) + splitter.settle() == whole
+    assert splitter.flush() == rest

@@ -15,6 +15,7 @@ import trio.testing
 
 from tests.fakes import FakeChat, FakeEar, FakeTool, FakeTwilio, plan, ports
 from voicebot import dialog, toolbox, twilio
+from voicebot.context import tokens_of
 from voicebot.nursery import run_call
 from voicebot.plan import Timeouts
 from voicebot.ports import Message, Tool, ToolCall
@@ -158,7 +159,8 @@ async def test_a_long_result_is_cut_for_the_model(autojump_clock: Clock) -> None
         ports(FakeEar(["book it"]), chat, tools=(tool,)),
         plan(),
     )
-    assert len(chat.requests[1][-1].content) == dialog.MAX_RESULT_CHARS
+    shown = chat.requests[1][-1].content
+    assert dialog.MAX_RESULT_TOKENS - 2 <= tokens_of(shown) <= dialog.MAX_RESULT_TOKENS
 
 
 async def test_a_model_that_asks_for_tools_for_ever_must_answer(autojump_clock: Clock) -> None:

@@ -1,7 +1,7 @@
 """The wire of chat completions, as Groq and others speak it: messages out, pieces in.
 
-Sans-IO. Nothing but `delta.content` is ever spoken: reasoning is not. Tool calls come whole
-or in pieces, as the server likes.
+Sans-IO. Nothing but `delta.content` is ever spoken, and of that no thought (`thoughts.py`). Tool
+calls come whole or in pieces, as the server likes.
 
 Source: Groq's pages "openai" and "tool-use"; its SDK's `chat_completion_chunk.py`.
 """
@@ -9,13 +9,13 @@ Source: Groq's pages "openai" and "tool-use"; its SDK's `chat_completion_chunk.p
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from voicebot import ports, sse
 from voicebot.errors import ProviderError
-
-PROVIDER: Final = "groq"
+from voicebot.refusals import PROVIDER, refusal
+from voicebot.thoughts import Thoughts
 
 # Far above what a function of a telephone bot takes; a model gone wild stops here.
 MAX_CALLS: Final = 16
@@ -27,7 +27,7 @@ REGULAR_ENDS: Final = frozenset({"stop", "tool_calls"})
 
 def encode_message(message: ports.Message) -> dict[str, Any]:
     """Return one entry of `messages`."""
-    fields: dict[str, Any] = {"role": message.role, "content": message.content}
+    fields: dict[str, Any] = {"role": message.role, "content": _whole(message.content)}
     if message.tool_calls:
         fields["tool_calls"] = [_encode_call(call) for call in message.tool_calls]
         if not message.content:
@@ -43,6 +43,14 @@ def _encode_call(call: ports.ToolCall) -> dict[str, Any]:
     arguments = call.arguments if _is_object(call.arguments) else "{}"
     function = {"name": call.name, "arguments": arguments}
     return {"id": call.id, "type": "function", "function": function}
+
+
+def _whole(text: str) -> str:
+    """Return a text without halves of characters, which JSON can say and UTF-8 cannot.
+
+    They come where a server cuts an emoji in two; one that is kept spoils every later request.
+    """
+    return text if text.isascii() else text.encode("utf-8", "ignore").decode()
 
 
 def _is_object(text: str) -> bool:
@@ -64,9 +72,9 @@ def encode_tool(tool: ports.Tool) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class CallPiece:
-    """A part of a tool call, or a whole one. The first of a call has `id` and `name`."""
+    """A part of a tool call, or a whole one. The first of a call has a name."""
 
-    index: int = 0
+    index: int | None = None
     id: str = ""
     name: str = ""
     arguments: str = ""
@@ -105,84 +113,108 @@ def read_event(event: sse.Event) -> Piece:
         if not isinstance(text, str):
             raise TypeError("content is no text")
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as exc:
-        raise ProviderError(PROVIDER, f"unintelligible chunk: {exc!r:.120}") from exc
+        if event.name == "error":
+            raise refusal(event.data) from exc
+        raise _garbled(f"unintelligible chunk: {exc!r:.120}") from exc
     if error or event.name == "error":
-        raise ProviderError(
-            PROVIDER, f"failed in mid-answer: {describe(error or fields)[1]}", retryable=True
-        )
-    return Piece(text, str(finish_reason), pieces)
+        raise refusal(error or fields)
+    return Piece(_whole(text), str(finish_reason), pieces)
+
+
+def _garbled(message: str) -> ProviderError:
+    """Return the error for what nobody can read, which need not come out so again."""
+    return ProviderError(PROVIDER, message, retryable=True)
 
 
 def _call_piece(call: dict[str, Any]) -> CallPiece:
     function = call.get("function") or {}
-    index = call.get("index") or 0
+    index = call.get("index")
     texts = call.get("id") or "", function.get("name") or "", function.get("arguments") or ""
-    if not (isinstance(index, int) and all(isinstance(text, str) for text in texts)):
+    if not (isinstance(index, int | None) and all(isinstance(text, str) for text in texts)):
         raise TypeError("a tool call of wrong types")
-    return CallPiece(index, *texts)
+    return CallPiece(index, *map(_whole, texts))
 
 
-def describe(error: object) -> tuple[str | None, str]:
-    """Return code and one line of an error object of any shape."""
-    if isinstance(error, dict):
-        code = error.get("code") or error.get("type")
-        # `failed_generation` holds what the model said, so only these two are repeated.
-        said = f"{code or ''} {error.get('message') or ''}"
-        return (str(code) if code else None), " ".join(said.split())[:300]
-    # A proxy in between may answer with a page of HTML.
-    return None, " ".join(str(error or "").split())[:300]
+@dataclass(slots=True)
+class _Call:
+    """A tool call being put together."""
+
+    id: str
+    name: str
+    pieces: list[str] = field(default_factory=list)
+    chars: int = 0
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self.pieces)
+
+    def add(self, arguments: str) -> None:
+        # Some servers say a call once more when it is whole.
+        if len(arguments) == self.chars and arguments == self.arguments and _is_object(arguments):
+            return
+        self.chars += len(arguments)
+        if self.chars > MAX_ARGUMENTS_CHARS:
+            raise _garbled(f"arguments of over {MAX_ARGUMENTS_CHARS} characters")
+        self.pieces.append(arguments)
 
 
 class Assembler:
-    """Pieces of one answer in; text as it comes and whole tool calls out, in the model's order.
+    """Pieces of one answer in; text as it comes and, at a regular end, whole tool calls out.
 
-    A call is whole when the next one or text begins, or at a regular end. One that a limit or
-    the end of the stream cut off never comes out: nobody knows what it was to be.
+    The pieces of several calls may come in any order. One belongs to the call that has its id,
+    else to the newest with its index, or without an index to the newest of all. A name begins a
+    call, unless it only repeats that of one which is not whole.
+
+    The calls of an answer that was cut off or failed never come out: nobody knows which of them
+    are whole, and what else was to be.
     """
 
     def __init__(self) -> None:
-        self._open: CallPiece | None = None  # the first piece of the call that is not whole yet
-        self._arguments: list[str] = []
-        self._chars = 0
-        self._calls = 0
+        self._thoughts = Thoughts()
+        self._calls: list[_Call] = []
+        self._newest: dict[int | None, _Call] = {}  # by index
 
     def feed(self, piece: Piece) -> list[str | ports.ToolCall]:
         """Take what one event adds; return what is complete.
 
         Raises:
-            ProviderError: a call begins without id or name, or there is too much of it.
+            ProviderError: a call begins without a name, or there is too much of it.
         """
-        parts: list[str | ports.ToolCall] = []
-        if piece.text:
-            parts += self._close()
-            parts.append(piece.text)
+        text = self._thoughts.feed(piece.text) if piece.text else ""
         for call in piece.calls:
-            # Some servers give every call index 0, so another id begins another call too.
-            if (
-                self._open is None
-                or call.index != self._open.index
-                or call.id not in {"", self._open.id}
-            ):
-                parts += self._close()
-                self._begin(call)
-            self._chars += len(call.arguments)
-            if self._chars > MAX_ARGUMENTS_CHARS:
-                raise ProviderError(PROVIDER, f"arguments of over {MAX_ARGUMENTS_CHARS} characters")
-            self._arguments.append(call.arguments)
+            self._call_of(call).add(call.arguments)
+        if piece.finish_reason:
+            text += self._thoughts.flush()
+        parts: list[str | ports.ToolCall] = [text] if text else []
         if piece.finish_reason in REGULAR_ENDS:
-            parts += self._close()
+            calls, self._calls = self._calls, []
+            parts += [
+                ports.ToolCall(call.id or f"call_{n}", call.name, call.arguments or "{}")
+                for n, call in enumerate(calls)
+            ]
         return parts
 
-    def _begin(self, call: CallPiece) -> None:
-        if not (call.id and call.name):
-            raise ProviderError(PROVIDER, "a tool call without id or name")
-        self._calls += 1
-        if self._calls > MAX_CALLS:
-            raise ProviderError(PROVIDER, f"more than {MAX_CALLS} tool calls in one answer")
-        self._open, self._arguments, self._chars = call, [], 0
+    def _call_of(self, piece: CallPiece) -> _Call:
+        for call in self._calls:
+            if piece.id and call.id == piece.id:
+                return call
+        newest = self._newest.get(piece.index)
+        if newest is not None:
+            # Some servers give every piece of a call another id, and only the first a name.
+            if not piece.name:
+                return newest
+            # Some give no id, and every call index 0 or none; some repeat the name.
+            again = bool(piece.arguments) and _is_object(newest.arguments)
+            if not piece.id and piece.name == newest.name and not again:
+                return newest
+        return self._begin(piece)
 
-    def _close(self) -> list[ports.ToolCall]:
-        call, self._open = self._open, None
-        if call is None:
-            return []
-        return [ports.ToolCall(call.id, call.name, "".join(self._arguments) or "{}")]
+    def _begin(self, piece: CallPiece) -> _Call:
+        if not piece.name:
+            raise _garbled("a tool call without a name")
+        if len(self._calls) == MAX_CALLS:
+            raise _garbled(f"more than {MAX_CALLS} tool calls in one answer")
+        call = _Call(piece.id, piece.name)
+        self._calls.append(call)
+        self._newest[piece.index] = self._newest[None] = call
+        return call

@@ -26,6 +26,7 @@ from pydantic_settings import (
 )
 
 from voicebot.audio import FRAME_MS
+from voicebot.context import CONTEXT_TOKENS, tokens_of
 from voicebot.errors import ConfigError
 from voicebot.hearing import Hearing
 from voicebot.patience import Endpointing
@@ -34,7 +35,7 @@ from voicebot.playout import Pacing
 from voicebot.turns import Interruption
 
 E164: Final = re.compile(r"\+[1-9][0-9]{6,14}", re.ASCII)  # ITU-T E.164: at most 15 digits
-_MAY_BE_EMPTY: Final = frozenset({"VOICEBOT_GREETING"})
+_MAY_BE_EMPTY: Final = frozenset({"VOICEBOT_GREETING", "VOICEBOT_GROQ_FALLBACK_MODELS"})
 _ACCOUNT_SID: Final = re.compile(r"AC[0-9a-f]{32}", re.ASCII)
 
 DEFAULT_PROMPT: Final = (
@@ -119,6 +120,16 @@ class Settings(BaseSettings):
     groq_model: str = Field(
         "openai/gpt-oss-20b", description="production model of 2026, about 1,000 tokens/s"
     )
+    groq_fallback_models: str = Field(
+        "openai/gpt-oss-120b",
+        description="asked in this order when the first fails; comma-separated, empty: none. "
+        "A rate limit is of one model, and this is the other production model",
+    )
+    context_tokens: Annotated[int, Field(ge=1_000, le=131_072)] = Field(
+        CONTEXT_TOKENS,
+        description="what the prompt, the tools and the conversation may cost together, by a "
+        "high estimate; the oldest of the conversation goes first. Fits the least of Groq's plans",
+    )
     voice: Literal["auto", "piper", "espeak"] = Field(
         "auto", description="the embedded voice; auto: piper where it is installed, else espeak-ng"
     )
@@ -165,11 +176,11 @@ class Settings(BaseSettings):
     @field_validator("interruption", mode="before")
     @classmethod
     def _split_words(cls, given: Any) -> Any:
-        """Take words and phrases as a person writes a list of them: with commas."""
+        """Take words and phrases with commas between."""
         if not isinstance(given, Mapping):
             return given
         return {
-            name: tuple(filter(None, map(str.strip, value.split(","))))
+            name: _names(value)
             if name in {"listening", "stopping"} and isinstance(value, str)
             else value
             for name, value in given.items()
@@ -191,6 +202,14 @@ class Settings(BaseSettings):
         return bool(self.groq_api_key.get_secret_value()) or (
             "groq_base_url" in self.model_fields_set and _is_loopback(self.groq_base_url)
         )
+
+    @property
+    def groq_models(self) -> tuple[str, ...]:
+        """The models to ask, in order. Another server than Groq has only those it is said to."""
+        fallbacks = _names(self.groq_fallback_models)
+        if {"groq_base_url", "groq_fallback_models"} & self.model_fields_set == {"groq_base_url"}:
+            fallbacks = ()
+        return tuple(dict.fromkeys((self.groq_model, *fallbacks)))
 
     @property
     def call_limit(self) -> int:
@@ -294,6 +313,16 @@ def _contradictions(settings: Settings) -> list[str]:
     problems += _check_url("TWILIO_API_URL", settings.twilio_api_url)
     problems += _check_url("DEEPGRAM_URL", settings.deepgram_url)
     problems += _check_url("GROQ_BASE_URL", settings.groq_base_url)
+    chosen = "groq_fallback_models" in settings.model_fields_set
+    if chosen and settings.groq_model in _names(settings.groq_fallback_models):
+        problems.append(
+            "VOICEBOT_GROQ_FALLBACK_MODELS: names VOICEBOT_GROQ_MODEL, which has failed then"
+        )
+    if (prompt := tokens_of(settings.prompt)) > settings.context_tokens * 3 // 4:
+        problems.append(
+            f"VOICEBOT_CONTEXT_TOKENS: {settings.context_tokens} is too few for VOICEBOT_PROMPT, "
+            f"which takes about {prompt}, and a conversation; set it to {prompt * 2} or shorten it"
+        )
     pacing = settings.pacing
     if pacing.chunk_ms < FRAME_MS or pacing.chunk_ms % FRAME_MS:
         problems.append(f"VOICEBOT_PACING__CHUNK_MS: must be a multiple of {FRAME_MS}")
@@ -308,6 +337,11 @@ def _contradictions(settings: Settings) -> list[str]:
     if settings.log_level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         problems.append("VOICEBOT_LOG_LEVEL: must be DEBUG, INFO, WARNING or ERROR")
     return problems
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Return the items of a list as a person writes it: with commas."""
+    return tuple(filter(None, map(str.strip, text.split(","))))
 
 
 def _check_url(name: str, url: str, *, allow_path: bool = True) -> list[str]:

@@ -2,28 +2,48 @@
 
 A reply enters the history only as far as the caller heard it. The caller's words are never
 lost: those said before a reply could be heard are joined to the ones they continue. A tool call
-is never there without its result: until there is one, the result says so.
+is never there without its result: until there is one, the result says so. What no longer fits
+is left out where it is shown (`context.py`), and kept here.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from voicebot.ports import Message, ToolCall
+from voicebot.context import (
+    CONTEXT_TOKENS,
+    REQUEST_TOKENS,
+    message_tokens,
+    newest,
+    shorten,
+    tool_tokens,
+)
+from voicebot.ports import Message, Tool, ToolCall
 
-MAX_HISTORY_CHARS: Final = 24_000  # about 6,000 tokens: under the smallest per-minute limit
-MAX_RESULT_CHARS: Final = 4_000  # about 1,000 tokens; more crowds out the conversation
+# About 4,000 letters, or 3,000 signs of JSON; more crowds out the conversation.
+MAX_RESULT_TOKENS: Final = 1_500
+LEAST_PART: Final = 4  # a quarter is for the conversation, whatever the prompt and tools take
 PENDING: Final = "not finished yet; its result will stand here"
 _QUOTED_WORDS: Final = 4  # enough for a model to find the place
 
 
 class Dialog:
-    """History of one call."""
+    """History of one call.
 
-    def __init__(self, prompt: str) -> None:
-        self._prompt = prompt
+    Args:
+        tokens: what the model is shown may cost, by the estimate of `context.py`: the prompt,
+            the tools offered, and of the conversation what is left for it.
+    """
+
+    def __init__(
+        self, prompt: str, tools: Sequence[Tool] = (), tokens: int = CONTEXT_TOKENS
+    ) -> None:
+        self._system = Message("system", prompt)
+        self._fixed = REQUEST_TOKENS + message_tokens(self._system) + sum(map(tool_tokens, tools))
+        self._tokens = tokens
         self._messages: list[Message] = []
         self._asking: list[int] = []  # where the reply under way called tools
 
@@ -43,7 +63,7 @@ class Dialog:
         """Add the result of a tool call, whichever turn it is by now."""
         for index, message in enumerate(self._messages):
             if message.role == "tool" and message.tool_call_id == call_id:
-                self._messages[index] = replace(message, content=result[:MAX_RESULT_CHARS])
+                self._messages[index] = replace(message, content=shorten(result, MAX_RESULT_TOKENS))
 
     def bot_said(self, *heard: str, interrupted: bool) -> None:
         """Add what the caller heard of a reply; nothing at all if nothing was heard.
@@ -70,16 +90,15 @@ class Dialog:
             guess: what the caller seems to have said, which is not in the history yet.
         """
         if guess:
-            supposed = Dialog(self._prompt)
+            supposed = copy.copy(self)
             supposed._messages = self._messages.copy()
             supposed.caller_said(guess)
             return supposed.messages()
-        size, start = 0, len(self._messages)
-        for index in reversed(range(len(self._messages))):
-            message = self._messages[index]
-            size += len(message.content) + sum(len(call.arguments) for call in message.tool_calls)
-            if size > MAX_HISTORY_CHARS and start < len(self._messages):
-                break
-            if message.role != "tool":  # never without the call that it answers
-                start = index
-        return [Message("system", self._prompt), *self._messages[start:]]
+        room = max(self._tokens - self._fixed, self._tokens // LEAST_PART)
+        return [self._system, *newest(self._messages, room)]
+
+    def shrink(self) -> bool:
+        """Show a quarter less from now on, for it was too long; return whether there is less."""
+        shown = self.messages()
+        self._tokens = (self._fixed + sum(map(message_tokens, shown[1:]))) * 3 // 4
+        return self.messages() != shown

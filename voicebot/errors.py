@@ -9,7 +9,9 @@
     ├── SocketClosed           the Twilio socket is gone; an outcome, not a fault
     ├── ProviderError          a provider failed
     │   ├── ProviderTimeout        too late
-    │   └── ProviderRejected       answered, with a refusal
+    │   ├── ProviderRejected       answered, with a refusal
+    │   │   └── RequestTooLong         a shorter one may be taken
+    │   └── ReplyCut               a language model's answer has no end
     └── CallRefused            a call is not taken or not placed
 
 Vendor exceptions never leave the file that talks to the vendor. A hang-up is an outcome of
@@ -91,6 +93,7 @@ class ProviderRejected(ProviderError):
     """A provider answered with a refusal.
 
     `status` is the HTTP status (0 where there is none) and `code` the provider's own code.
+    `retry_after_s` is how long to wait before the same request may be taken, if it said so.
     """
 
     def __init__(
@@ -101,10 +104,31 @@ class ProviderRejected(ProviderError):
         status: int = 0,
         code: str | int | None = None,
         retryable: bool = False,
+        retry_after_s: float | None = None,
     ) -> None:
         self.status = status
         self.code = code
+        self.retry_after_s = retry_after_s
         super().__init__(provider, message, retryable=retryable)
+
+
+class RequestTooLong(ProviderRejected):
+    """A conversation is longer than a model or a plan takes, however long one waits.
+
+    A class and not a code: what the servers call it differs, and Groq calls it a rate limit.
+    """
+
+
+class ReplyCut(ProviderError):
+    """A language model's answer was ended before its end. What came of it has been given.
+
+    `reason` is the server's word: "length", where a limit was reached, "content_filter", or
+    another.
+    """
+
+    def __init__(self, provider: str, reason: str) -> None:
+        self.reason = reason
+        super().__init__(provider, f"the answer was cut off: {reason}")
 
 
 class CallRefused(VoicebotError):

@@ -7,7 +7,6 @@ pydantic objects cost many times the reading of the line. What the lines mean is
 
 from __future__ import annotations
 
-import logging
 import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -20,10 +19,8 @@ import trio
 
 from voicebot import ports, sse
 from voicebot.completions import (
-    PROVIDER,
     REGULAR_ENDS,
     Assembler,
-    describe,
     encode_message,
     encode_tool,
     read_event,
@@ -33,10 +30,10 @@ from voicebot.errors import (
     ProviderRejected,
     ProviderTimeout,
     RemoteProtocolError,
+    ReplyCut,
 )
+from voicebot.refusals import PROVIDER, refusal
 from voicebot.transport import open_client, reading
-
-log = logging.getLogger(__name__)
 
 # Reasoning counts, and takes some 200 at low effort; what remains is about 5 minutes of speech.
 MAX_COMPLETION_TOKENS: Final = 1_024
@@ -44,13 +41,32 @@ MAX_COMPLETION_TOKENS: Final = 1_024
 # handshake; they mostly come in the same packet.
 LINGER_S: Final = 0.1
 
-_ADVICE: Final = {
-    401: "check GROQ_API_KEY",
-    403: "this key may not use this model",
-    404: "check VOICEBOT_GROQ_MODEL and GROQ_BASE_URL",
-    413: "the conversation is too long for this model or this plan",
-    429: "the rate limit of this Groq organisation is used up",
-}
+
+@asynccontextmanager
+async def open_chats(
+    *,
+    base_url: str,
+    api_key: str,
+    models: Sequence[str],
+    max_completion_tokens: int = MAX_COMPLETION_TOKENS,
+    ssl_context: ssl.SSLContext | None = None,
+) -> AsyncGenerator[tuple[ports.Chat, ...]]:
+    """Yield a chat for each model, for the whole process.
+
+    Args:
+        base_url: without `/openai/v1`, which the SDK appends.
+        api_key: empty for a local server that wants none.
+
+    Owns: the connections to the server, shared by all chats and calls.
+    """
+    async with open_client(ssl_context=ssl_context) as http:
+        async with groq.AsyncGroq(
+            api_key=api_key or "none",  # the SDK insists, and an empty header value is illegal
+            base_url=base_url.rstrip("/").removesuffix("/openai/v1"),
+            http_client=http,
+            max_retries=0,  # the SDK would sleep for seconds, in silence; see Timeouts
+        ) as client:
+            yield tuple(GroqChat(client, model, max_completion_tokens) for model in models)
 
 
 @asynccontextmanager
@@ -62,22 +78,15 @@ async def open_chat(
     max_completion_tokens: int = MAX_COMPLETION_TOKENS,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncGenerator[ports.Chat]:
-    """Yield a chat for the whole process.
-
-    Args:
-        base_url: without `/openai/v1`, which the SDK appends.
-        api_key: empty for a local server that wants none.
-
-    Owns: the connections to the server, shared by all calls.
-    """
-    async with open_client(ssl_context=ssl_context) as http:
-        async with groq.AsyncGroq(
-            api_key=api_key or "none",  # the SDK insists, and an empty header value is illegal
-            base_url=base_url.rstrip("/").removesuffix("/openai/v1"),
-            http_client=http,
-            max_retries=0,  # the SDK would sleep for seconds, in silence; see Timeouts
-        ) as client:
-            yield GroqChat(client, model, max_completion_tokens)
+    """Yield a chat with one model; see `open_chats`."""
+    async with open_chats(
+        base_url=base_url,
+        api_key=api_key,
+        models=[model],
+        max_completion_tokens=max_completion_tokens,
+        ssl_context=ssl_context,
+    ) as (chat,):
+        yield chat
 
 
 class GroqChat:
@@ -119,6 +128,8 @@ class GroqChat:
 class _Reply:
     """The parts of one answer. Over at `finish_reason`, whatever the server does then.
 
+    Where that was not the model's own end, it ends with ReplyCut.
+
     A class and not a generator: one left half read needs no closing.
     """
 
@@ -129,28 +140,28 @@ class _Reply:
         self._events: deque[sse.Event] = deque()
         self._assembler = Assembler()
         self._parts: deque[str | ports.ToolCall] = deque()
-        self._finished = False
+        self._finish_reason = ""
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> str | ports.ToolCall:
         while not self._parts:
-            if self._finished:
+            if self._finish_reason in REGULAR_ENDS:
                 raise StopAsyncIteration
+            if self._finish_reason:
+                raise ReplyCut(PROVIDER, self._finish_reason)
             if not self._events:
                 await self._read()
                 continue
             piece = read_event(self._events.popleft())
             self._parts += self._assembler.feed(piece)
-            self._finished = bool(piece.finish_reason)
-            if piece.finish_reason not in {"", *REGULAR_ENDS}:  # length, content_filter, …
-                log.warning("llm_reply_cut", extra={"finish_reason": piece.finish_reason})
+            self._finish_reason = piece.finish_reason
         return self._parts.popleft()
 
     async def linger(self) -> None:
         """Read the few bytes after a finished answer, so that its connection can be kept."""
-        if self._finished:
+        if self._finish_reason:
             with trio.move_on_after(LINGER_S):
                 try:
                     async for _ in self._chunks:
@@ -202,19 +213,7 @@ def _failed(exc: Exception) -> ProviderError:
 def _refused(exc: groq.APIStatusError) -> ProviderRejected:
     body = exc.body
     error = body.get("error", body) if isinstance(body, dict) else body
-    code, said = describe(error)
-    parts = [f"refused with {exc.status_code}", said, _ADVICE.get(exc.status_code, "")]
-    wait = exc.response.headers.get("retry-after")
-    if wait:
-        parts.append(f"retry after {wait[:20]} s")
-    return ProviderRejected(
-        PROVIDER,
-        "; ".join(filter(None, parts)),
-        status=exc.status_code,
-        code=code,
-        # 498: the flex tier is full for now.
-        retryable=exc.status_code in {408, 409, 429, 498} or exc.status_code >= 500,
-    )
+    return refusal(error, exc.status_code, exc.response.headers)
 
 
 def _cause(exc: Exception) -> str:

@@ -36,7 +36,13 @@ import trio
 
 from voicebot import audio, twilio
 from voicebot.dialog import Dialog
-from voicebot.errors import ProviderError, ProviderTimeout, RemoteProtocolError, SocketClosed
+from voicebot.errors import (
+    ProviderError,
+    ProviderTimeout,
+    RemoteProtocolError,
+    ReplyCut,
+    SocketClosed,
+)
 from voicebot.floor import Bell, Floor
 from voicebot.plan import CallPlan
 from voicebot.playout import Cut, Epoch, Ledger
@@ -254,8 +260,8 @@ class _Call:
         self._floor = Floor()
         self._ledger = Ledger(plan.pacing)
         self._turns = Turns(plan.endpointing, ports.endpointing, plan.interruption, plan.language)
-        self._dialog = Dialog(plan.prompt)
         self._toolbox = Toolbox(ports.tools, may_hang_up=plan.may_hang_up)
+        self._dialog = Dialog(plan.prompt, self._toolbox.offered, plan.context_tokens)
         self._framer = audio.Framer()
         self._ring = Ring()
         self._fed = Bell()
@@ -730,6 +736,17 @@ class _Call:
                     patience.deadline = trio.current_time() + timeouts.token_gap_s
         except trio.TooSlowError as exc:
             raise ProviderTimeout("chat", "no text in time") from exc
+        except ReplyCut as cut:
+            self._journal.count("replies_cut")
+            self._note("reply_cut", reason=cut.reason)
+            _log.warning("reply_cut", extra={"reason": cut.reason})
+            for piece in splitter.settle():
+                await self._give(piece, pieces, reply)
+            rest = splitter.flush()
+            # Half of one is said where it is all there is, and nobody took offence at it.
+            if not reply.pieces and cut.reason == "length":
+                for piece in rest:
+                    await self._give(piece, pieces, reply)
         return calls
 
     async def _run_calls(self, calls: Sequence[ToolCall], reply: _Reply) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from voicebot.context import CONTEXT_TOKENS
 from voicebot.patience import Endpointing
 from voicebot.playout import Pacing
 from voicebot.turns import Interruption
@@ -39,6 +40,7 @@ class CallPlan:
     farewell: str = "Sorry, I cannot hear you any more. Please call again. Goodbye."
     goodbye: str = "Goodbye."  # said where the model hangs up without a word
     may_hang_up: bool = True  # whether the model is offered to end the call
+    context_tokens: int = CONTEXT_TOKENS  # what the model is shown may cost; see `context.py`
     pacing: Pacing = field(default_factory=Pacing)
     endpointing: Endpointing = field(default_factory=Endpointing)
     interruption: Interruption = field(default_factory=Interruption)

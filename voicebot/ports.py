@@ -165,12 +165,14 @@ class Chat(Protocol):
     def open_reply(
         self, messages: Sequence[Message], tools: Sequence[Tool] = ()
     ) -> AbstractAsyncContextManager[AsyncIterator[str | ToolCall]]:
-        """Stream an answer as text deltas and whole tool calls, in the order of the model.
+        """Stream an answer as text deltas, what the model thinks left out, and whole tool calls.
 
         The tools are offered to the model; running them is the caller's affair.
 
         Raises:
-            ProviderError: from the context manager or from the iterator.
+            ProviderError: from the context manager or from the iterator. ReplyCut comes from the
+                iterator, behind all that there is of an answer without its end. RequestTooLong
+                asks for fewer messages.
 
         Cancellation: leaving the context closes the request; safe at any point.
         """

@@ -87,6 +87,15 @@ class SentenceSplitter:
         """Return the pieces that are left at the end of the text. Another text may follow."""
         return self._read(f"{self._markup.flush()}\n") + self._give()
 
+    def settle(self) -> list[str]:
+        """Return the sentences that are whole if the text was cut off here.
+
+        What is left, and `flush` returns, is a part of one.
+        """
+        pieces = self._read(f"{self._markup.flush()} ")
+        whole = self._last.rstrip(_CLOSERS)[-1:]
+        return pieces + self._give() if whole and whole in _STOPS + _WIDE_STOPS else pieces
+
     def _read(self, text: str) -> list[str]:
         raw, at, pieces = self._raw + text, 0, list[str]()
         while at < len(raw):

@@ -85,7 +85,7 @@ def _plan(settings: Settings) -> CallPlan:
         name: getattr(settings, name)
         for name in (
             *("prompt", "greeting", "language", "pacing", "endpointing", "interruption"),
-            *("timeouts", "send_deadline_s"),
+            *("timeouts", "send_deadline_s", "context_tokens"),
         )
     }
     return CallPlan(**values)

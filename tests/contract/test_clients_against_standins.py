@@ -11,7 +11,13 @@ import pytest
 import trio
 
 from voicebot import audio, ports
-from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
+from voicebot.errors import (
+    ProviderError,
+    ProviderRejected,
+    ProviderTimeout,
+    ReplyCut,
+    RequestTooLong,
+)
 from voicebot.llm import open_chat
 from voicebot.ports import Final, Message, Partial, UtteranceEnd
 from voicebot.standins import (
@@ -322,14 +328,23 @@ async def test_tools_are_only_called_where_they_are_offered() -> None:
     [ChatConduct(argument_chars=1, drop_after_tokens=5), ChatConduct(error_after_tokens=4)],
     ids=["dropped within the second call", "failed after the second call"],
 )
-async def test_only_calls_that_are_whole_survive_a_failure(conduct: ChatConduct) -> None:
+async def test_no_call_of_an_answer_that_fails_is_made(conduct: ChatConduct) -> None:
     async with running() as standins:
         standins.groq.replies = [Reply("One moment.", (ToolCall("now", ""), ToolCall("hours")))]
         standins.groq.conducts.once(conduct)
         async with chat(standins) as port, port.open_reply(ASK, [HOURS, NOW]) as parts:
             assert [await anext(parts), await anext(parts)] == ["One", " moment."]
-            assert await anext(parts) == ports.ToolCall("call_1_0", "now", "{}")
             with pytest.raises(ProviderError):
+                await anext(parts)
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+async def test_answer_that_is_cut_off_says_so(reason: str) -> None:
+    async with running() as standins:
+        standins.groq.replies = [Reply("We are open", finish_reason=reason)]
+        async with chat(standins) as port, port.open_reply(ASK) as parts:
+            assert [await anext(parts) for _ in range(3)] == ["We", " are", " open"]
+            with pytest.raises(ReplyCut, match=reason):
                 await anext(parts)
 
 
@@ -360,14 +375,17 @@ async def test_stalled_answer_is_cancelled_over_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "error, retryable",
+    "error, retryable, wait_s",
     [
-        (groq_rules.INVALID_KEY, False),
-        (groq_rules.RATE_LIMITED, True),
-        (groq_rules.UNAVAILABLE, True),
+        (groq_rules.INVALID_KEY, False, None),
+        (groq_rules.RATE_LIMITED, True, 2),
+        (groq_rules.UNASKED_CALL, True, None),
+        (groq_rules.UNAVAILABLE, True, None),
     ],
 )
-async def test_refusals_of_groq_are_understood(error: groq_rules.ApiError, retryable: bool) -> None:
+async def test_refusals_of_groq_are_understood(
+    error: groq_rules.ApiError, retryable: bool, wait_s: float | None
+) -> None:
     async with running() as standins:
         standins.groq.conducts.once(ChatConduct(refusal=error))
         async with chat(standins) as port:
@@ -376,11 +394,24 @@ async def test_refusals_of_groq_are_understood(error: groq_rules.ApiError, retry
                     pytest.fail("answered")
         assert (caught.value.status, caught.value.code) == (error.status, error.code or error.type)
         assert caught.value.retryable is retryable
+        assert caught.value.retry_after_s == wait_s
+
+
+async def test_request_that_is_too_long_is_told_apart() -> None:
+    async with running() as standins:
+        standins.groq.conducts.once(ChatConduct(refusal=groq_rules.TOO_LARGE))
+        async with chat(standins) as port:
+            with pytest.raises(RequestTooLong) as caught:
+                await ask(port, ASK)
+        # Groq calls it a rate limit, but waiting does not help.
+        assert (caught.value.code, caught.value.retryable) == ("rate_limit_exceeded", False)
 
 
 async def test_model_that_is_gone_is_refused_by_name() -> None:
     async with running() as standins, chat(standins, "llama-3.3-70b-versatile") as port:
-        with pytest.raises(ProviderRejected, match="decommissioned") as caught:
+        with pytest.raises(
+            ProviderRejected, match=r"decommissioned.*VOICEBOT_GROQ_MODEL"
+        ) as caught:
             async with port.open_reply(ASK):
                 pytest.fail("answered")
         assert caught.value.code == "model_decommissioned"

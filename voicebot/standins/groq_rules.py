@@ -76,6 +76,13 @@ RATE_LIMITED: Final = ApiError(
     "tokens",
     "rate_limit_exceeded",
 )
+TOO_LARGE: Final = ApiError(
+    413,
+    "Request too large for model `openai/gpt-oss-20b` on tokens per minute (TPM): Limit 8000, "
+    "Requested 9216, please reduce your message size and try again.",
+    "tokens",
+    "rate_limit_exceeded",
+)
 UNASKED_CALL: Final = ApiError(
     400,
     "Tool choice is none, but model called a tool",
