@@ -1,7 +1,7 @@
-"""Speech to text by Deepgram's v1 stream.
+"""Speech to text by Deepgram: its v1 stream, or v2 where the model is Flux.
 
 One transcription per call, over a `deepgram_socket.py`. The messages themselves are
-`deepgram.py`; when to reconnect is the caller's.
+`deepgram.py` and `flux.py`; when to reconnect is the caller's.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ import ssl
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Final
 
 import trio
 
-from voicebot import deepgram, ports
+from voicebot import audio, deepgram, flux, ports
 from voicebot.deepgram_socket import DeepgramSocket, open_socket
+from voicebot.errors import ProviderTimeout
+from voicebot.recognition import DEFAULT, Recognition, by_flux
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE_S: Final = 4.0  # Deepgram closes after 10 s without audio and wants one every 3–5 s
+KEEP_ALIVE_S: Final = 4.0  # v1 closes after 10 s without audio and wants one every 3–5 s
+SILENCE_S: Final = 4.0  # Flux has been seen to close after 20 s without audio
 FINALIZE_S: Final = 1.0  # Deepgram may leave Finalize unanswered when little audio was pending
+# A stream of Flux may fall silent and stay open. It says something every 0.25 s of audio.
+STALL_S: Final = 5.0
 MAX_UNKNOWN_TYPES: Final = 16  # of which each is logged once; a peer could invent more
 
 
@@ -34,8 +38,7 @@ async def open_transcriber(
     api_key: str,
     model: str,
     language: str = "en",
-    endpointing_ms: int = 300,  # Deepgram's advice for conversation; its default of 10 cuts in
-    utterance_end_ms: int = 1_000,  # the least it takes, and a backstop only
+    recognition: Recognition = DEFAULT,
     connect_timeout_s: float = 3.0,  # TCP, TLS and upgrade; 0.3 s when all is well
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncGenerator[ports.Transcriber]:
@@ -43,6 +46,7 @@ async def open_transcriber(
 
     Args:
         url: http(s) base; the WebSocket takes the same host as ws(s).
+        model: its name says which interface it is: `flux-…` is v2, everything else v1.
         ssl_context: instead of the process's own, for a server with a private CA.
 
     Raises:
@@ -54,25 +58,21 @@ async def open_transcriber(
     normal exit is its answer awaited, for a second.
     Owns: the socket, by `open_socket`.
     """
-    target = deepgram.listen_url(
-        url,
-        model=model,
-        language=language,
-        endpointing_ms=endpointing_ms,
-        utterance_end_ms=utterance_end_ms,
-    )
+    v2 = by_flux(model)
+    listen_url = flux.listen_url if v2 else deepgram.listen_url
+    listening = flux.Listening() if v2 else deepgram.Listening()
     async with open_socket(
         deepgram.STT,
-        target,
+        listen_url(url, model=model, language=language, recognition=recognition),
         api_key=api_key,
-        closed=partial(deepgram.closed, deepgram.STT),
+        closed=listening.closed,
         farewell=deepgram.CLOSE_STREAM,
-        filler=deepgram.KEEP_ALIVE,
-        quiet_s=KEEP_ALIVE_S,
+        filler=flux.SILENCE if v2 else deepgram.KEEP_ALIVE,
+        quiet_s=SILENCE_S if v2 else KEEP_ALIVE_S,
         connect_timeout_s=connect_timeout_s,
         ssl_context=ssl_context,
     ) as socket:
-        transcriber = _Transcriber(socket)
+        transcriber = (_Flux if v2 else _Transcriber)(socket, listening)
         try:
             yield transcriber
         finally:
@@ -80,19 +80,21 @@ async def open_transcriber(
 
 
 class _Transcriber:
-    """A connected transcription; see `ports.Transcriber`."""
+    """A connected transcription, by v1; see `ports.Transcriber`."""
 
-    def __init__(self, socket: DeepgramSocket) -> None:
+    def __init__(
+        self, socket: DeepgramSocket, listening: deepgram.Listening | flux.Listening
+    ) -> None:
         self.skipped: Counter[str] = Counter()
         self._socket = socket
-        self._listening = deepgram.Listening()
+        self._listening = listening
         self._unknown: set[str] = set()
         self._finalize_due = math.inf
         self._receive_scope: trio.CancelScope | None = None
 
-    async def send(self, audio: bytes) -> None:
-        if audio:  # an empty message makes Deepgram end the stream
-            await self._socket.send(audio)
+    async def send(self, sound: bytes) -> None:
+        if sound:  # an empty message makes Deepgram end the stream
+            await self._socket.send(sound)
         else:
             await trio.lowlevel.checkpoint()
 
@@ -112,6 +114,7 @@ class _Transcriber:
             if self._receive_scope.cancelled_caught:
                 self._finalize_due = math.inf
                 return ports.Final("", finalized=True)
+            self._answered()
             match self._listening.receive(message):
                 case deepgram.Skipped() as skipped:
                     self._skip(skipped)
@@ -121,14 +124,54 @@ class _Transcriber:
                 case transcript:
                     return transcript
 
+    def _answered(self) -> None:
+        """Note that Deepgram has said something."""
+
     def _skip(self, skipped: deepgram.Skipped) -> None:
         self.skipped[skipped.kind] += 1
-        if skipped.kind == "error":
-            log.warning("stt_error_message", extra={"detail": skipped.detail})
+        if skipped.kind in {"error", "warning", "configure_failure"}:
+            log.warning("stt_error_message", extra={"kind": skipped.kind, "detail": skipped.detail})
         elif (
-            skipped.kind == "unknown_type"
+            skipped.kind in {"unknown_type", "unknown_event"}
             and skipped.detail not in self._unknown
             and len(self._unknown) < MAX_UNKNOWN_TYPES
         ):
             self._unknown.add(skipped.detail)
             log.warning("stt_unknown_message", extra={"type": skipped.detail})
+
+
+class _Flux(_Transcriber):
+    """A connected transcription by Flux: audio in chunks as it likes them, and no Finalize."""
+
+    def __init__(
+        self, socket: DeepgramSocket, listening: deepgram.Listening | flux.Listening
+    ) -> None:
+        super().__init__(socket, listening)
+        self._waiting = bytearray()
+        self._voice = False  # somebody has begun to speak since the last message
+        self._unanswered = 0  # bytes since then
+        self._answered_at = trio.current_time()
+
+    async def send(self, sound: bytes) -> None:
+        self._waiting += sound
+        await trio.lowlevel.checkpoint()
+        while len(self._waiting) >= len(flux.SILENCE):
+            chunk = bytes(self._waiting[: len(flux.SILENCE)])
+            del self._waiting[: len(chunk)]
+            self._unanswered += len(chunk)
+            await self._socket.send(chunk)
+        # Both: much audio at once is no long time, and a long time without audio needs no answer.
+        late = trio.current_time() - self._answered_at >= STALL_S
+        if self._voice and late and self._unanswered >= STALL_S * audio.BYTES_PER_S:
+            raise ProviderTimeout(deepgram.STT, f"said nothing for {STALL_S:g} s of audio")
+
+    def speech_started(self, ago_ms: int) -> None:
+        """Expect an answer. Flux hears for itself."""
+        self._voice = True
+
+    async def finalize(self) -> None:
+        """Do nothing: Flux ends its turns itself, and is not asked by whoever lets it."""
+        await trio.lowlevel.checkpoint()
+
+    def _answered(self) -> None:
+        self._voice, self._unanswered, self._answered_at = False, 0, trio.current_time()

@@ -13,7 +13,8 @@ import trio
 from voicebot import audio, ports
 from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
 from voicebot.llm import open_chat
-from voicebot.ports import Final, Message, Partial, UtteranceEnd
+from voicebot.ports import Final, LikelyEnd, Message, Partial, UtteranceEnd
+from voicebot.recognition import Recognition
 from voicebot.standins import (
     API_KEY,
     CALLER_TEXTS,
@@ -74,7 +75,7 @@ async def hear_turn(port: ports.Transcriber) -> tuple[str, ports.Transcript]:
                     return " ".join(filter(None, words)), final
             case UtteranceEnd() as end:
                 return " ".join(filter(None, words)), end
-            case Partial():
+            case Partial() | LikelyEnd():
                 pass
 
 
@@ -161,7 +162,7 @@ async def test_wrong_key_and_unknown_setting_are_refused() -> None:
             async with transcriber(standins, api_key="wrong"):
                 pytest.fail("connected")
         with pytest.raises(ProviderRejected, match="utterance_end_ms"):
-            async with transcriber(standins, utterance_end_ms=1):
+            async with transcriber(standins, recognition=Recognition(utterance_end_ms=1)):
                 pytest.fail("connected")
         async with synthesizer(standins, "wrong") as port:
             with pytest.raises(ProviderRejected, match="DEEPGRAM_API_KEY"):
