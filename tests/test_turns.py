@@ -662,6 +662,15 @@ def test_an_expected_end_with_other_words_than_the_end_was_wrong() -> None:
     assert caller.take() == [EndOfTurn("for you")]
 
 
+def test_an_expected_end_ends_no_turn_that_was_held_back() -> None:
+    caller = Caller("provider", rules=GUESSING).hear(True, 0.5).hear(False, 0.1)
+    caller.says(Final("I would like to", end_of_turn=True)).says(LikelyEnd("book a table"))
+    caller.hear(False, 1.0)
+    assert caller.take()[-1] == Guess("I would like to book a table")
+    caller.says(Final("book a table", end_of_turn=True))
+    assert caller.take() == [EndOfTurn("I would like to book a table")]
+
+
 def test_an_end_that_is_expected_while_the_ears_hear_somebody_waits_for_them() -> None:
     caller = Caller("provider", rules=GUESSING).hear(True, 0.5).says(LikelyEnd("for two"))
     caller.hear(True, 0.1)

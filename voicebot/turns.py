@@ -435,7 +435,7 @@ class Turns:
     def _forget(self) -> None:
         self._words.clear()
         self._partial = ""
-        self._ended = self._likely = False
+        self._ended = False
 
     def _only_listening(self) -> bool:
         return self._vocabulary.only_listening(self._said())
