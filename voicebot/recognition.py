@@ -33,7 +33,7 @@ class Recognition:
     # Flux. How sure it must be that the caller has finished: its own default; less cuts in.
     eot_threshold: float = 0.7
     # And that thinking may begin. Unset: not before that, for where Flux is sure 0.1 s later it
-    # gains 35 ms, and most pauses cost a request for nothing (`bench.hearing --only flux`).
+    # gains 25 ms, and most pauses cost a request for nothing (`bench.hearing --only flux`).
     eager_eot_threshold: float | None = None
     # Silence that ends a turn it is not sure of; its own 5,000 would outlast the patience of the
     # call (`provider_silence_ms`), and who says nothing for so long waits for the bot.
