@@ -8,6 +8,7 @@ import pytest
 
 from voicebot.config import DEFAULT_GREETING, load
 from voicebot.errors import ConfigError
+from voicebot.recognition import Recognition
 
 SID = "AC" + "0123456789abcdef" * 2
 TELEPHONE = {
@@ -110,6 +111,75 @@ def test_lists_of_words_have_commas() -> None:
     settings = load({"VOICEBOT_INTERRUPTION__STOPPING": "abort mission, halt,"})
     assert settings.interruption.stopping == ("abort mission", "halt")
     assert settings.interruption.listening == ()
+
+
+def test_recognition_is_set_by_name() -> None:
+    settings = load(
+        {
+            "VOICEBOT_RECOGNITION__KEYTERMS": "Trattoria Aurora, ragù,",
+            "VOICEBOT_RECOGNITION__EAGER_EOT_THRESHOLD": "0.4",
+            "VOICEBOT_RECOGNITION__ENDPOINTING_MS": "200",
+        }
+    )
+    assert settings.recognition == Recognition(
+        keyterms=("Trattoria Aurora", "ragù"), eager_eot_threshold=0.4, endpointing_ms=200
+    )
+    assert load({}).recognition.eager_eot_threshold is None
+
+
+FLUX = {"VOICEBOT_DEEPGRAM_STT_MODEL": "flux-general-en"}
+
+
+@pytest.mark.parametrize(
+    "name, environ",
+    [
+        ("RECOGNITION__EOT_THRESHOLD", {"VOICEBOT_RECOGNITION__EOT_THRESHOLD": "0.4"}),
+        (
+            "RECOGNITION__EAGER_EOT_THRESHOLD",
+            {"VOICEBOT_RECOGNITION__EAGER_EOT_THRESHOLD": "0.2"},
+        ),
+        (
+            "RECOGNITION__EAGER_EOT_THRESHOLD",
+            {"VOICEBOT_RECOGNITION__EAGER_EOT_THRESHOLD": "0.8"},  # above eot_threshold
+        ),
+        ("RECOGNITION__EOT_TIMEOUT_MS", {"VOICEBOT_RECOGNITION__EOT_TIMEOUT_MS": "400"}),
+        ("RECOGNITION__UTTERANCE_END_MS", {"VOICEBOT_RECOGNITION__UTTERANCE_END_MS": "999"}),
+        ("RECOGNITION__ENDPOINTING_MS", {"VOICEBOT_RECOGNITION__ENDPOINTING_MS": "-1"}),
+        ("LANGUAGE", {**FLUX, "VOICEBOT_LANGUAGE": "de"}),
+        (
+            "RECOGNITION__KEYTERMS",
+            {**FLUX, "VOICEBOT_RECOGNITION__KEYTERMS": ",".join(f"t{n}" for n in range(101))},
+        ),
+        ("RECOGNITION__KEYTERMS", {"VOICEBOT_RECOGNITION__KEYTERMS": "a b c d e," * 101}),
+        (
+            "RECOGNITION__KEYTERMS",
+            {
+                "VOICEBOT_DEEPGRAM_STT_MODEL": "nova-2-phonecall",
+                "VOICEBOT_RECOGNITION__KEYTERMS": "Aurora",
+            },
+        ),
+    ],
+)
+def test_what_deepgram_would_refuse_is_refused_at_the_start(
+    name: str, environ: dict[str, str]
+) -> None:
+    assert names(environ) == [f"VOICEBOT_{name}"]
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {**FLUX, "VOICEBOT_LANGUAGE": "en-GB"},
+        {"VOICEBOT_DEEPGRAM_STT_MODEL": "flux-general-multi", "VOICEBOT_LANGUAGE": "de"},
+        {"VOICEBOT_LANGUAGE": "de"},
+        {**FLUX, "VOICEBOT_RECOGNITION__KEYTERMS": "a b c d e f," * 100},
+        {"VOICEBOT_RECOGNITION__KEYTERMS": ",".join(f"t{n}" for n in range(101))},
+        {**FLUX, "VOICEBOT_RECOGNITION__EOT_THRESHOLD": "1.0"},
+        {"VOICEBOT_RECOGNITION__EAGER_EOT_THRESHOLD": "0.7"},
+    ],
+)
+def test_what_deepgram_takes_is_taken(environ: dict[str, str]) -> None:
+    load(environ)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from voicebot import deepgram
 from voicebot.deepgram import Listening, Skipped
 from voicebot.errors import LocalProtocolError, ProviderError, ProviderRejected
 from voicebot.ports import Final, Partial, Transcript, UtteranceEnd
+from voicebot.recognition import Recognition
 
 
 def results(
@@ -49,8 +50,7 @@ def test_listen_url_turns_http_into_ws_and_asks_for_what_a_phone_call_needs() ->
         "https://api.eu.deepgram.com/",
         model="nova-3",
         language="en",
-        endpointing_ms=300,
-        utterance_end_ms=1000,
+        recognition=Recognition(keyterms=("Aurora", "tagliatelle al ragù")),
     )
     assert url.startswith("wss://api.eu.deepgram.com/v1/listen?")
     assert parse_qs(urlsplit(url).query) == {
@@ -64,6 +64,7 @@ def test_listen_url_turns_http_into_ws_and_asks_for_what_a_phone_call_needs() ->
         "utterance_end_ms": ["1000"],
         "smart_format": ["true"],
         "no_delay": ["true"],
+        "keyterm": ["Aurora", "tagliatelle al ragù"],
     }
 
 
@@ -75,8 +76,7 @@ def test_listen_url_keeps_every_value_whole(
         "http://127.0.0.1:8080/deepgram",
         model=model,
         language=language,
-        endpointing_ms=endpointing_ms,
-        utterance_end_ms=utterance_end_ms,
+        recognition=Recognition(endpointing_ms=endpointing_ms, utterance_end_ms=utterance_end_ms),
     )
     target = urlsplit(url)
     query = parse_qs(target.query, strict_parsing=True)
@@ -338,7 +338,7 @@ def test_refusal_of_any_shape_says_what_and_what_to_do(
 def test_close_by_deepgram_carries_its_code_and_reason(
     close_code: int, reason: str, code: str | int, retryable: bool
 ) -> None:
-    error = deepgram.closed(close_code, reason)
+    error = deepgram.closed(deepgram.STT, close_code, reason)
     assert isinstance(error, ProviderRejected)
     assert (error.status, error.code, error.retryable) == (0, code, retryable)
     assert reason in str(error)
@@ -346,6 +346,6 @@ def test_close_by_deepgram_carries_its_code_and_reason(
 
 
 def test_loss_without_a_close_is_no_refusal() -> None:
-    error = deepgram.closed(1006, "")
+    error = deepgram.closed(deepgram.STT, 1006, "")
     assert not isinstance(error, ProviderRejected)
     assert error.retryable

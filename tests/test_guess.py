@@ -18,7 +18,7 @@ from voicebot.errors import ProviderError
 from voicebot.nursery import run_call
 from voicebot.patience import Endpointing
 from voicebot.plan import Timeouts
-from voicebot.ports import Final, Partial, ToolCall, UtteranceEnd
+from voicebot.ports import Final, LikelyEnd, Partial, ToolCall, Transcript, UtteranceEnd
 from voicebot.record import CallSummary, Moment, Outcome
 from voicebot.testing import run_seeded
 
@@ -285,3 +285,107 @@ async def test_a_guess_and_its_end_in_the_very_same_moment(
     said = list(itertools.chain.from_iterable(turn.caller.split() for turn in summary.turns))
     assert said == ["for", "two", "and", "a", "child"] if goes_on else ["for", "two"]
     assert summary.turns[-1].heard == "Yes."
+
+
+# A provider says that an end is likely.
+
+
+async def provided(
+    says: Sequence[tuple[float, Transcript]],
+    voice: Sequence[tuple[float, float]] = ((1.0, 2.0),),
+    replies: Sequence[str] = ("Yes.",),
+) -> tuple[CallSummary, FakeTwilio, FakeChat, list[Moment]]:
+    """Hold a call whose recogniser says all this, each at its time; the model takes 0.6 s."""
+    ear = FakeEar([])
+    chat = FakeChat(list(replies), first=0.6)
+    socket = FakeTwilio(voice=list(voice), stop_at=9.0)
+    moments: list[Moment] = []
+
+    async def speak() -> None:
+        began = trio.current_time()
+        for at_s, transcript in says:
+            await trio.sleep_until(began + at_s)
+            ear.push(transcript)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(speak)
+        summary = await run_call(
+            socket,
+            ports(ear, chat, endpointing="provider"),
+            plan(endpointing=Endpointing()),
+            watch=moments.append,
+        )
+    return summary, socket, chat, moments
+
+
+async def test_a_likely_end_saves_the_time_of_thinking(autojump_clock: Clock) -> None:
+    summary, socket, chat, moments = await provided(
+        [
+            (1.8, Partial("for two")),
+            (2.3, LikelyEnd("for two")),  # the ears let go at 2.2 s
+            (3.0, Final("For two.", end_of_turn=True)),
+        ]
+    )
+    assert at(moments, "end_of_turn") == [pytest.approx(3.0, abs=0.03)]
+    assert socket.times(twilio.SendMedia)[0] == pytest.approx(3.0, abs=0.03)
+    assert [(turn.caller, turn.heard) for turn in summary.turns] == [("for two", "Yes.")]
+    assert len(chat.requests) == 1
+    assert (summary.counts["guesses"], summary.counts["guesses_right"]) == (1, 1)
+
+    summary, socket, _, _ = await provided(
+        [(1.8, Partial("for two")), (3.0, Final("For two.", end_of_turn=True))]
+    )
+    assert socket.times(twilio.SendMedia)[0] > 3.6  # what it takes to think
+
+
+@pytest.mark.parametrize("by", ["turn resumed", "more words", "the voice"])
+async def test_a_likely_end_that_is_taken_back_is_neither_heard_nor_on_record(
+    by: str, autojump_clock: Clock
+) -> None:
+    told = {"turn resumed": "for two", "more words": "for two and"}
+    goes_on = [(2.7, Partial(told[by]))] if by in told else []
+    voice = [(1.0, 2.0), (2.6, 3.4)] if by == "the voice" else [(1.0, 2.0)]
+    summary, socket, chat, moments = await provided(
+        [
+            (2.3, LikelyEnd("for two")),
+            *goes_on,
+            (3.5, Partial("for two and a child")),
+            (3.9, Final("for two and a child", end_of_turn=True)),
+        ],
+        voice,
+        ["Two it is.", "Two and a child."],
+    )
+    assert chat.cancelled == 1
+    assert [(turn.caller, turn.heard) for turn in summary.turns] == [
+        ("for two and a child", "Two and a child.")
+    ]
+    assert min(socket.times(twilio.SendMedia)) > 4.4
+    assert [m.content for m in chat.requests[-1]] == ["be brief", "for two and a child"]
+    assert summary.counts["guesses"] >= 1
+    for what in ("turn", "first_text", "first_audio", "first_media", "turn_over"):
+        assert len(at(moments, what)) == 1
+
+
+async def test_an_end_with_other_words_than_the_likely_one_is_answered_and_nothing_else(
+    autojump_clock: Clock,
+) -> None:
+    summary, _, chat, _ = await provided(
+        [(2.3, LikelyEnd("for two")), (3.5, Final("for you", end_of_turn=True))],
+        replies=["Two it is.", "For me?"],
+    )
+    assert [(turn.caller, turn.heard) for turn in summary.turns] == [("for you", "For me?")]
+    assert len(chat.requests) == 2
+    assert summary.counts.get("guesses_right", 0) == 0
+
+
+async def test_an_end_that_is_said_twice_is_answered_once(autojump_clock: Clock) -> None:
+    """The codec lets none pass; if one did, it would be no more than an empty turn or a new one."""
+    summary, _, chat, _ = await provided(
+        [
+            (2.3, LikelyEnd("for two")),
+            (2.9, Final("for two", end_of_turn=True)),
+            (2.9, Final("", end_of_turn=True)),
+        ]
+    )
+    assert [turn.caller for turn in summary.turns] == ["for two"]
+    assert len(chat.requests) == 1

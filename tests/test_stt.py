@@ -29,6 +29,7 @@ from tests.servers import (
 from voicebot import ports
 from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
 from voicebot.ports import Final, Partial
+from voicebot.recognition import Recognition
 from voicebot.stt import open_transcriber
 
 FRAME = b"\xff" * 160
@@ -105,9 +106,10 @@ async def fake_deepgram(
 
 
 async def test_connects_as_deepgram_wants_it() -> None:
+    eager = Recognition(endpointing_ms=250)
     with trio.fail_after(10):
         async with fake_deepgram() as fake:
-            async with connect(fake.url, language="de", endpointing_ms=250) as transcriber:
+            async with connect(fake.url, language="de", recognition=eager) as transcriber:
                 port: ports.Transcriber = transcriber
                 assert port is transcriber
             assert fake.authorization == "Token secret"
@@ -230,6 +232,170 @@ async def test_keep_alive_goes_out_only_while_no_audio_does(mock_clock: MockCloc
         assert fake.texts == ['{"type":"KeepAlive"}'] * 2
 
 
+# Flux
+
+
+def connect_flux(url: str, **options: Any) -> Any:
+    return open_transcriber(url=url, api_key="secret", model="flux-general-en", **options)
+
+
+def turn_info(event: str, text: str, number: int) -> str:
+    return json.dumps(
+        {
+            "type": "TurnInfo",
+            "event": event,
+            "turn_index": 0,
+            "sequence_id": number,
+            "transcript": text,
+        }
+    )
+
+
+async def test_flux_is_chosen_by_the_name_of_its_model() -> None:
+    async def script(websocket: trio_websocket.WebSocketConnection) -> None:
+        for number, (event, text) in enumerate(
+            [
+                ("Update", ""),
+                ("StartOfTurn", "for"),
+                ("EagerEndOfTurn", "for two"),
+                ("Whatever", "for two"),
+                ("EndOfTurn", "for two"),
+                ("EndOfTurn", "for two"),
+            ]
+        ):
+            await websocket.send_message(turn_info(event, text, number))
+
+    with trio.fail_after(10):
+        async with fake_deepgram(script) as fake:
+            async with connect_flux(
+                fake.url, recognition=Recognition(eager_eot_threshold=0.5)
+            ) as transcriber:
+                assert [await transcriber.receive() for _ in range(3)] == [
+                    Partial("for"),
+                    ports.LikelyEnd("for two"),
+                    Final("for two", end_of_turn=True),
+                ]
+                await transcriber.finalize()  # says nothing: v2 knows no such message
+            await fake.closed.wait()
+    assert fake.authorization == "Token secret"
+    assert fake.path.startswith("/v2/listen?model=flux-general-en&encoding=mulaw")
+    assert "eager_eot_threshold=0.5" in fake.path
+    assert fake.texts == ['{"type":"CloseStream"}']
+
+
+async def test_flux_gets_audio_in_the_chunks_it_likes() -> None:
+    spoken = bytes(range(256)) * 10
+    with trio.fail_after(10):
+        async with fake_deepgram() as fake:
+            async with connect_flux(fake.url) as transcriber:
+                for at in range(0, len(spoken), 480):  # as the call feeds it
+                    await transcriber.send(spoken[at : at + 480])
+                await transcriber.send(b"")
+            await fake.closed.wait()
+    assert [len(chunk) for chunk in fake.audio] == [640] * 4
+    assert b"".join(fake.audio) == spoken[:2_560]
+
+
+async def test_flux_gets_silence_where_v1_gets_keep_alive(mock_clock: MockClock) -> None:
+    async with fake_deepgram() as fake, connect_flux(fake.url) as transcriber:
+        heard = fake.heard
+        await transcriber.send(b"\x10" * 640)
+        await heard.wait()
+        for _ in range(2):
+            heard = fake.heard
+            mock_clock.jump(3.99)
+            await wait_all_tasks_blocked()
+            assert not heard.is_set()
+            mock_clock.jump(0.01)
+            await heard.wait()
+        assert fake.audio == [b"\x10" * 640, b"\xff" * 640, b"\xff" * 640]
+        assert fake.texts == []
+
+
+async def test_fatal_error_of_flux_comes_out_of_receive_with_its_code(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def script(websocket: trio_websocket.WebSocketConnection) -> None:
+        await websocket.send_message(
+            '{"type":"Error","code":"INTERNAL_SERVER_ERROR","description":"oh"}'
+        )
+        await websocket.aclose(1011)
+
+    with trio.fail_after(10):
+        async with fake_deepgram(script) as fake, connect_flux(fake.url) as transcriber:
+            with pytest.raises(ProviderRejected, match="INTERNAL_SERVER_ERROR oh") as caught:
+                await transcriber.receive()
+            assert caught.value.code == "INTERNAL_SERVER_ERROR"
+    assert "stt_error_message" in [record.message for record in caplog.records]
+
+
+SECOND = b"\x10" * 8_000
+
+
+async def test_stream_of_flux_that_says_nothing_any_more_is_given_up(
+    mock_clock: MockClock,
+) -> None:
+    async with fake_deepgram() as fake, connect_flux(fake.url) as transcriber:
+        transcriber.speech_started(100)
+        for _ in range(5):
+            mock_clock.jump(1)
+            await transcriber.send(SECOND)
+        mock_clock.jump(1)
+        with pytest.raises(ProviderTimeout, match="said nothing for 5 s"):
+            await transcriber.send(SECOND)
+
+
+@pytest.mark.parametrize("why", ["nobody speaks", "burst", "line was dead", "it answers"])
+async def test_stream_of_flux_that_owes_nothing_is_not(why: str, mock_clock: MockClock) -> None:
+    async def script(websocket: trio_websocket.WebSocketConnection) -> None:
+        while len(fake.audio) < 38:
+            await fake.heard.wait()
+        await websocket.send_message(turn_info("Update", "well", 1))
+
+    async with fake_deepgram(script if why == "it answers" else None) as fake:
+        async with connect_flux(fake.url) as transcriber:
+            if why != "nobody speaks":
+                transcriber.speech_started(100)
+            if why == "burst":
+                await transcriber.send(SECOND * 9)
+                mock_clock.jump(4.9)
+            elif why == "line was dead":
+                mock_clock.jump(60)
+                await transcriber.send(SECOND * 4)
+            else:
+                for second in range(8):
+                    mock_clock.jump(1)
+                    await transcriber.send(SECOND)
+                    if second == 3 and why == "it answers":
+                        assert await transcriber.receive() == Partial("well")
+                        transcriber.speech_started(100)
+            await transcriber.send(b"\x10" * 640)
+
+
+async def test_session_with_flux_cancelled_at_every_step_leaves_no_task_and_no_fd() -> None:
+    async def script(websocket: trio_websocket.WebSocketConnection) -> None:
+        await websocket.send_message(turn_info("EndOfTurn", "yes", 0))
+
+    async def session() -> None:
+        async with connect_flux(fake.url) as transcriber:
+            await transcriber.send(FRAME * 5)
+            assert await transcriber.receive() == Final("yes", end_of_turn=True)
+
+    def tasks() -> int:
+        return trio.lowlevel.current_statistics().tasks_living
+
+    with trio.fail_after(60):
+        async with fake_deepgram(script) as fake:
+            await wait_all_tasks_blocked(0.01)
+            before = tasks(), open_fds()
+            assert await cancel_at_every_step(session) > 30
+            while (tasks(), open_fds()) != before:
+                await wait_all_tasks_blocked(0.05)
+
+
+# Leaving, whatever is spoken to
+
+
 async def test_normal_exit_says_close_stream() -> None:
     with trio.fail_after(10):
         async with fake_deepgram() as fake:
@@ -312,7 +478,7 @@ async def test_fault_in_the_library_is_a_loss_and_not_a_crash_of_the_block(
             await wait_all_tasks_blocked()
             with pytest.raises(ProviderError, match="lost"):
                 await transcriber.send(FRAME)
-    assert "stt_reader_failed" in [record.message for record in caplog.records]
+    assert "socket_reader_failed" in [record.message for record in caplog.records]
 
 
 async def test_provider_error_leaves_the_block_bare() -> None:

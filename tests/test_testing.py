@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from voicebot.audio import BYTES_PER_MS, BYTES_PER_S, FRAME_BYTES, FRAME_MS, dbov, silence
 from voicebot.errors import ProviderError
 from voicebot.plan import CallPlan
-from voicebot.ports import Final, Message, Partial, Tool, ToolCall, UtteranceEnd
+from voicebot.ports import Final, LikelyEnd, Message, Partial, Tool, ToolCall, UtteranceEnd
 from voicebot.testing import (
     Cue,
     InterruptAfter,
@@ -331,6 +331,21 @@ async def test_provider_speaks_whole_words_by_itself(autojump_clock: Clock) -> N
     assert [partial.text for partial in partials] == ["to", "to london", "to london town"]
     assert all(isinstance(partial, Partial) for partial in partials)
     assert recogniser.said == said
+
+
+async def test_provider_expects_the_end_and_takes_it_back(autojump_clock: Clock) -> None:
+    recogniser = ToyRecogniser(mode="provider", likely_ms=160)
+    audio = toy.say("to london") + silence(200) + toy.say("and back") + silence(600)
+    assert await recognised(recogniser, audio) == [
+        Partial("to"),
+        Partial("to london"),
+        LikelyEnd("to london"),
+        Partial("to london"),
+        Partial("to london and"),
+        Partial("to london and back"),
+        LikelyEnd("to london and back"),
+        Final("to london and back", end_of_turn=True),
+    ]
 
 
 async def test_provider_without_endpointing_ends_the_utterance(autojump_clock: Clock) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voicebot.patience import Endpointing
-from voicebot.ports import Final, Partial, Transcript, UtteranceEnd
+from voicebot.ports import Final, LikelyEnd, Partial, Transcript, UtteranceEnd
 from voicebot.turns import (
     EndOfTurn,
     Finalize,
@@ -626,6 +626,96 @@ def test_a_providers_end_that_the_ears_do_not_agree_to_yet_is_a_guess() -> None:
     assert caller.take() == [EndOfTurn("for two")]
 
 
+def test_an_end_that_a_provider_expects_is_a_guess_and_its_final_makes_it_right() -> None:
+    caller = Caller("provider", rules=GUESSING).hear(True, 0.5).says(Partial("for two"))
+    caller.hear(False, 0.02)
+    caller.take()
+    caller.says(LikelyEnd("for two"))
+    assert caller.take() == [Guess("for two")]
+    caller.hear(False, 0.5)
+    assert caller.take() == []  # it does not end the turn
+    caller.says(Final("For two.", end_of_turn=True))
+    assert caller.take() == [EndOfTurn("For two.")]
+
+
+def test_an_expected_end_is_taken_back_by_a_partial_even_of_the_same_words() -> None:
+    caller = Caller("provider", rules=GUESSING).hear(True, 0.5).hear(False, 0.02)
+    caller.says(LikelyEnd("for two")).says(Partial("for two"))
+    assert kinds(caller.take())[-2:] == ["Guess", "WrongGuess"]
+    caller.hear(False, 0.5)
+    assert caller.take() == []
+    caller.says(LikelyEnd("for two please"))
+    assert caller.take() == [Guess("for two please")]
+
+
+def test_an_expected_end_with_other_words_than_the_end_was_wrong() -> None:
+    caller = Caller("provider", rules=GUESSING).hear(True, 0.5).hear(False, 0.2)
+    caller.says(LikelyEnd("for two"))
+    caller.take()
+    caller.says(Final("for you", end_of_turn=True))
+    # Whoever guessed compares the words of the end with its own.
+    assert caller.take() == [EndOfTurn("for you")]
+    caller = Caller("provider", rules=GUESSING).hear(True, 0.5).hear(False, 0.02)
+    caller.says(LikelyEnd("for two")).says(Final("for you", end_of_turn=True))
+    assert caller.take()[-2:] == [WrongGuess(), Guess("for you")]
+    caller.hear(False, 0.1)
+    assert caller.take() == [EndOfTurn("for you")]
+
+
+def test_an_expected_end_ends_no_turn_that_was_held_back() -> None:
+    caller = Caller("provider", rules=GUESSING).hear(True, 0.5).hear(False, 0.1)
+    caller.says(Final("I would like to", end_of_turn=True)).says(LikelyEnd("book a table"))
+    caller.hear(False, 1.0)
+    assert caller.take()[-1] == Guess("I would like to book a table")
+    caller.says(Final("book a table", end_of_turn=True))
+    assert caller.take() == [EndOfTurn("I would like to book a table")]
+
+
+def test_an_end_that_is_expected_while_the_ears_hear_somebody_waits_for_them() -> None:
+    caller = Caller("provider", rules=GUESSING).hear(True, 0.5).says(LikelyEnd("for two"))
+    caller.hear(True, 0.1)
+    assert kinds(caller.take()) == ["SpeechStarted"]
+    caller.hear(False, 0.02)
+    assert caller.take() == [Guess("for two")]
+    caller.hear(True, 0.02)
+    assert caller.take() == [SpeechStarted(60), WrongGuess()]
+
+
+def test_an_expected_end_is_of_its_own_turn_only() -> None:
+    caller = Caller("provider", rules=GUESSING).hear(True, 0.5).hear(False, 0.2)
+    caller.says(LikelyEnd("for two")).hear(False, 3.2)
+    assert caller.take()[-1] == EndOfTurn("for two")  # its end never came
+    caller.bot(active=False).says(UtteranceEnd()).hear(True, 0.3).hear(False, 0.02)
+    caller.says(Final("please"))
+    assert "Guess" not in kinds(caller.take())
+
+
+@pytest.mark.parametrize("text", ["", "I would like to", "it is 555"])
+def test_an_expected_end_of_what_is_not_finished_is_no_guess(text: str) -> None:
+    caller = Caller("provider", rules=GUESSING).hear(True, 0.5).hear(False, 0.02)
+    caller.says(LikelyEnd(text)).hear(False, 0.2)
+    assert "Guess" not in kinds(caller.take())
+
+
+def test_an_expected_end_over_the_bot_is_no_guess_and_no_end() -> None:
+    caller = Caller("provider", rules=GUESSING).bot(active=True).hear(True, 0.3)
+    caller.says(LikelyEnd("no wait")).hear(False, 0.5)
+    assert kinds(caller.take()) == ["SpeechStarted", "Interrupt", "Verdict"]
+
+
+def test_words_of_a_turn_that_ended_without_its_provider_do_not_begin_another() -> None:
+    """A provider of whole turns tells them again and again until it says the end itself."""
+    caller = Caller("provider", rules=GUESSING).hear(True, 0.5).says(Partial("a table"))
+    caller.hear(False, 3.2)
+    assert caller.take()[-1] == EndOfTurn("a table")
+    caller.says(Partial("A table.")).says(LikelyEnd("A table."))
+    assert caller.take() == []
+    caller.says(Partial("A table for two"))
+    assert kinds(caller.take()) == ["Interrupt", "Verdict"]
+    caller.says(Final("A table for two.", end_of_turn=True))
+    assert caller.take() == [EndOfTurn("for two.")]
+
+
 def test_a_guess_is_taken_back_when_there_are_more_words() -> None:
     caller = Caller("provider", rules=GUESSING).hear(True, 0.5).hear(False, 0.02)
     caller.says(Final("for two", end_of_turn=True)).says(Partial("please"))
@@ -669,7 +759,9 @@ def test_every_guess_is_settled(
     """By the end of the turn or by being taken back, and before the next one."""
     caller = Caller(endpointing, rules=GUESSING)
     steps = data.draw(
-        st.lists(st.sampled_from(["voice", "quiet", "word", "part", "end", "bot"]), max_size=40)
+        st.lists(
+            st.sampled_from(["voice", "quiet", "word", "part", "likely", "end", "bot"]), max_size=40
+        )
     )
     active = False
     for index, step in enumerate(steps):
@@ -681,6 +773,8 @@ def test_every_guess_is_settled(
                 caller.says(Final(f"w{index}", end_of_turn=not local, finalized=local))
             case "part":
                 caller.says(Partial(f"w{index}"))
+            case "likely":
+                caller.says(LikelyEnd(f"w{index}"))
             case "end":
                 caller.says(UtteranceEnd())
             case "bot":

@@ -32,6 +32,7 @@ from voicebot.hearing import Hearing
 from voicebot.patience import Endpointing
 from voicebot.plan import Timeouts
 from voicebot.playout import Pacing
+from voicebot.recognition import Recognition
 from voicebot.turns import Interruption
 
 E164: Final = re.compile(r"\+[1-9][0-9]{6,14}", re.ASCII)  # ITU-T E.164: at most 15 digits
@@ -115,7 +116,9 @@ class Settings(BaseSettings):
     )
 
     # Models.
-    deepgram_stt_model: str = Field("nova-3", description="speech to text, v1 listen")
+    deepgram_stt_model: str = Field(
+        "nova-3", description="speech to text: flux-… by v2 listen, everything else by v1"
+    )
     deepgram_tts_model: str = Field("aura-2-thalia-en", description="the voice")
     groq_model: str = Field(
         "openai/gpt-oss-20b", description="production model of 2026, about 1,000 tokens/s"
@@ -168,12 +171,13 @@ class Settings(BaseSettings):
 
     # The engine; the defaults and their reasons stand beside the code that uses them.
     hearing: Hearing = Hearing()
+    recognition: Recognition = Recognition()
     endpointing: Endpointing = Endpointing()
     interruption: Interruption = Interruption()
     pacing: Pacing = Pacing()
     timeouts: Timeouts = Timeouts()
 
-    @field_validator("interruption", mode="before")
+    @field_validator("interruption", "recognition", mode="before")
     @classmethod
     def _split_words(cls, given: Any) -> Any:
         """Take words and phrases with commas between."""
@@ -181,7 +185,7 @@ class Settings(BaseSettings):
             return given
         return {
             name: _names(value)
-            if name in {"listening", "stopping"} and isinstance(value, str)
+            if name in {"listening", "stopping", "keyterms"} and isinstance(value, str)
             else value
             for name, value in given.items()
         }
@@ -330,7 +334,11 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"VOICEBOT_PACING__LEAD_MS: must be at least VOICEBOT_PACING__CHUNK_MS + {FRAME_MS}"
         )
-    for group in ("pacing", "endpointing", "interruption", "timeouts"):
+    for name, what in settings.recognition.problems(settings.deepgram_stt_model, settings.language):
+        problems.append(
+            f"VOICEBOT_{f'RECOGNITION__{name.upper()}' if name else 'LANGUAGE'}: {what}"
+        )
+    for group in ("recognition", "pacing", "endpointing", "interruption", "timeouts"):
         for name, value in asdict(getattr(settings, group)).items():
             if isinstance(value, int | float) and value < 0:
                 problems.append(f"VOICEBOT_{group.upper()}__{name.upper()}: must not be negative")

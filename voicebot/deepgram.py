@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlencode
 
 from voicebot import audio, ports
 from voicebot.errors import LocalProtocolError, ProviderError, ProviderRejected
+from voicebot.recognition import Recognition
 
 STT: Final = "deepgram-stt"
 TTS: Final = "deepgram-tts"
@@ -37,7 +38,8 @@ _CLOSE_CODE: Final = re.compile(r"\b(?:NET|DATA)-\d{4}\b")
 _ERROR_CODE: Final = re.compile(r"[A-Z0-9_-]+", re.ASCII)
 
 _ADVICE: Final = {
-    400: "check the model, the language and the other speech settings",
+    400: "check the model, whether the project may use it, the language and the other speech "
+    "settings",
     401: "check DEEPGRAM_API_KEY and its permissions",
     402: "the Deepgram project is out of credit: add credit in its console",
     403: "this key may not use this model: choose another model or another plan",
@@ -56,27 +58,31 @@ class Skipped:
     detail: str = ""
 
 
-def listen_url(
-    base_url: str, *, model: str, language: str, endpointing_ms: int, utterance_end_ms: int
-) -> str:
+def stream_url(base_url: str, path: str, query: Sequence[tuple[str, object]]) -> str:
+    """Return the ws(s) address of a stream under an http(s) base."""
+    return f"ws{base_url.removeprefix('http').rstrip('/')}{path}?{urlencode(query)}"
+
+
+def listen_url(base_url: str, *, model: str, language: str, recognition: Recognition) -> str:
     """Return the ws(s) address of a transcription under an http(s) base.
 
     `no_delay` keeps `smart_format` from holding words back, up to 3 s, until a number or a date
     is complete. `vad_events` stays off: the call has its own ears.
     """
-    query = {
-        "model": model,
-        "language": language,
-        "encoding": "mulaw",
-        "sample_rate": audio.RATE_HZ,
-        "channels": 1,
-        "interim_results": "true",
-        "endpointing": endpointing_ms,
-        "utterance_end_ms": utterance_end_ms,
-        "smart_format": "true",
-        "no_delay": "true",
-    }
-    return f"ws{base_url.removeprefix('http').rstrip('/')}/v1/listen?{urlencode(query)}"
+    query: list[tuple[str, object]] = [
+        ("model", model),
+        ("language", language),
+        ("encoding", "mulaw"),
+        ("sample_rate", audio.RATE_HZ),
+        ("channels", 1),
+        ("interim_results", "true"),
+        ("endpointing", recognition.endpointing_ms),
+        ("utterance_end_ms", recognition.utterance_end_ms),
+        ("smart_format", "true"),
+        ("no_delay", "true"),
+        *(("keyterm", term) for term in recognition.keyterms),
+    ]
+    return stream_url(base_url, "/v1/listen", query)
 
 
 def speak_url(base_url: str, *, model: str) -> str:
@@ -120,6 +126,17 @@ def check_speech(content_type: str, head: bytes) -> None:
         raise ProviderError(TTS, "answered a WAV file instead of bare mu-law")
 
 
+def parse(message: str | bytes) -> dict[str, Any] | Skipped:
+    """Return the fields of one WebSocket message."""
+    if not isinstance(message, str):
+        return Skipped("binary_message", f"{len(message)} bytes")
+    try:
+        fields = json.loads(message)
+    except (ValueError, RecursionError) as exc:
+        return Skipped("not_json", str(exc)[:80])
+    return fields if isinstance(fields, dict) else Skipped("not_an_object")
+
+
 class Listening:
     """One transcription's receiving side: message in, transcript or `Skipped` out.
 
@@ -146,14 +163,9 @@ class Listening:
 
     def receive(self, message: str | bytes) -> ports.Transcript | Skipped:
         """Return what one WebSocket message says."""
-        if not isinstance(message, str):
-            return Skipped("binary_message", f"{len(message)} bytes")
-        try:
-            fields = json.loads(message)
-        except (ValueError, RecursionError) as exc:
-            return Skipped("not_json", str(exc)[:80])
-        if not isinstance(fields, dict):
-            return Skipped("not_an_object")
+        fields = parse(message)
+        if isinstance(fields, Skipped):
+            return fields
         match fields.get("type"):
             case "Results":
                 return self._results(fields)
@@ -170,6 +182,10 @@ class Listening:
                 )
             case other:
                 return Skipped("unknown_type", str(other)[:40])
+
+    def closed(self, code: int, reason: str) -> ProviderError:
+        """Return the error for the end of the stream."""
+        return closed(STT, code, reason)
 
     def _results(self, fields: dict[str, Any]) -> ports.Transcript | Skipped:
         try:
@@ -205,14 +221,14 @@ class Listening:
         return ports.UtteranceEnd()
 
 
-def closed(code: int, reason: str) -> ProviderError:
-    """Return the error for a transcription that Deepgram ended or that was lost."""
+def closed(provider: str, code: int, reason: str) -> ProviderError:
+    """Return the error for a stream that Deepgram ended or that was lost."""
     found = _CLOSE_CODE.search(reason)
     name = found.group() if found else None
     if code == 1006 and not reason:  # RFC 6455, 7.1.5: no close frame came
-        return ProviderError(STT, "the connection was lost", retryable=True)
+        return ProviderError(provider, "the connection was lost", retryable=True)
     return ProviderRejected(
-        STT,
+        provider,
         f"the stream was closed with {code} {_one_line(reason)}".rstrip(),
         code=name or code,
         # DATA-…: the audio cannot be decoded, which it will not be next time either.

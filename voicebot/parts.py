@@ -75,6 +75,7 @@ async def _open_speech(
             api_key=key,
             model=settings.deepgram_stt_model,
             language=settings.language,
+            recognition=settings.recognition,
         )
         return transcriber, synthesizer
     from voicebot.local.speech import open_local_speech

@@ -31,7 +31,9 @@ class Endpointing:
     dictation_ms: int = 1_300  # between the groups of a number
     longest_ms: int = 1_500  # whatever a caller's own pauses are: nobody waits longer
     # A provider's end of turn is believed when the ears have heard nothing for this long: its rule
-    # is a silence of 300 ms, and people pause for as long.
+    # is a silence of 300 ms, and people pause for as long. Flux
+    # goes by more than that, and is made to wait as well: the answer comes no later, for thinking
+    # has begun.
     agree_ms: int = 100
     disagree_ms: int = 400  # and without, when no word has come for this long: noise
     # How often in a turn thinking may begin before it is certain that the caller has finished:

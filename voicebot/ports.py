@@ -60,6 +60,16 @@ class Partial:
 
 
 @dataclass(frozen=True, slots=True)
+class LikelyEnd:
+    """What `Partial` is, and the provider expects that the caller has finished with it.
+
+    A `Partial` takes it back; the `Final` that makes it certain has the same words.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Final:
     """Words that will not change; add up to the caller's turn. May be empty.
 
@@ -77,7 +87,7 @@ class UtteranceEnd:
     """The provider hears no more words: ends the turn if no `Final` has done so."""
 
 
-Transcript = Partial | Final | UtteranceEnd
+Transcript = Partial | LikelyEnd | Final | UtteranceEnd
 
 
 class Transcriber(Protocol):

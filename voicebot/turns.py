@@ -30,7 +30,7 @@ from typing import Literal, assert_never
 
 from voicebot.audio import FRAME_MS
 from voicebot.patience import Endpointing, Patience
-from voicebot.ports import Final, Partial, Transcript, UtteranceEnd
+from voicebot.ports import Final, LikelyEnd, Partial, Transcript, UtteranceEnd
 from voicebot.words import Vocabulary, echoed, words_of
 
 
@@ -161,6 +161,7 @@ class Turns:
         self._since_turn: int | None = None  # frames since a turn ended by silence alone
         self._ended = False  # a provider says that the turn is over; its words may not
         self._ended_ago = 0  # frames since it said so
+        self._likely = False  # a provider expects so
         self._taken = ""  # words of a turn that were still a partial when it ended
         self._finalizing = 0  # answers to Finalize still owed
         self._words: list[str] = []
@@ -248,24 +249,23 @@ class Turns:
         self, transcript: Transcript, now: float, spoken: str
     ) -> Sequence[Instruction]:
         match transcript:
-            case Partial(text):
+            case Partial(text) | LikelyEnd(text):
+                text = self._unanswered(text)
                 if self._is_echo(text, spoken, now):
                     text = ""
                 self._partial = text
+                self._likely = isinstance(transcript, LikelyEnd)
                 if not text:
                     return ()
                 self._last_words_at = now
                 self._ended = False
                 return [*self._begin(now), *self._decide(now)]
             case Final(text, end_of_turn, finalized):
-                self._partial = ""
+                self._partial, self._likely = "", False
                 if finalized:
                     self._finalizing = max(0, self._finalizing - 1)
                 begun: Sequence[Instruction] = ()
-                taken, self._taken = self._taken, ""
-                if taken and words_of(text)[: len(words_of(taken))] == words_of(taken):
-                    # So much has been answered already. What goes on behind it has not.
-                    text = " ".join(text.split()[len(words_of(taken)) :])
+                text, self._taken = self._unanswered(text), ""
                 if text and self._is_echo(text, spoken, now):
                     text = ""
                 if text:
@@ -278,6 +278,17 @@ class Turns:
                 return self._finish(now) if self._words and not self._local else ()
             case _ as unreachable:
                 assert_never(unreachable)
+
+    def _unanswered(self, text: str) -> str:
+        """Return what is new in a text that may begin with words of the turn before.
+
+        Those were a partial when that turn ended, and have been answered. What goes on behind
+        them has not.
+        """
+        taken = words_of(self._taken)
+        if not taken or words_of(text)[: len(taken)] != taken:
+            return text
+        return " ".join(text.split()[len(taken) :])
 
     def _guessing(self, decided: Sequence[Instruction]) -> Sequence[Instruction]:
         """Add a guess to what was decided, or take it back."""
@@ -302,8 +313,10 @@ class Turns:
         """Return whether the caller has probably finished."""
         if self._voice or self._finalizing or self._bot_active:
             return False
-        # A provider's words come late: until it says so, the last of them may be missing.
-        if not (self._local or self._ended):
+        # A provider's words come late: until it says so, the last of them may be missing. One that
+        # only expects so is believed when the ears have let go: not to wait for them gains 20 ms,
+        # and makes a request for nothing of nearly every pause (`bench.hearing --only flux`).
+        if not (self._local or self._ended or self._likely):
             return False
         said = self._said()
         return not (self._vocabulary.unfinished(said) or self._vocabulary.dictating(said))

@@ -2,7 +2,7 @@
 
     python -m bench.hearing                     the part that settings are chosen on
     python -m bench.hearing --held-out          the other, once a release; the run is counted
-    python -m bench.hearing --only turns        ears, calls, echo, policies or turns
+    python -m bench.hearing --only turns        ears, calls, echo, policies, turns or flux
 
 Nothing is tuned to a clip: which are played is drawn by the seed. Not covered: coughs, streets,
 singing, noise suppression at the far end, echo that is not linear.
@@ -16,13 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from bench.hearing.calls import print_calls, print_echo, print_policies, print_turns
+from bench.hearing.calls import print_calls, print_echo, print_flux, print_policies, print_turns
 from bench.hearing.ears import print_ears
 from bench.hearing.sounds import load_part
 from voicebot.hearing import Hearing
 
 RUNS: Final = Path(__file__).parent / "held_out_runs.jsonl"
-TABLES: Final = ("ears", "calls", "echo", "policies", "turns")
+TABLES: Final = ("ears", "calls", "echo", "policies", "turns", "flux")
 
 
 def main() -> None:
@@ -57,6 +57,8 @@ def main() -> None:
                 print_policies(part, args.seed, fewer)
             case "turns":
                 print_turns(part, args.seed, fewer)
+            case "flux":
+                print_flux(part, args.seed, fewer)
         print(flush=True)
 
 

@@ -43,18 +43,23 @@ from voicebot.hearing import Hearing
 from voicebot.patience import Endpointing
 from voicebot.plan import CallPlan
 from voicebot.ports import Final as FinalTranscript
-from voicebot.ports import Partial, Ports, Transcript
+from voicebot.ports import LikelyEnd, Partial, Ports, Transcript
 from voicebot.simulator import At, Script, Utterance
 from voicebot.testing import HeldCall, ScriptedChat, hold
 from voicebot.turns import Interruption
 from voicebot.vad import OpenEars
 
-Mode = Literal["provider", "local"]
+Mode = Literal["provider", "local", "flux", "flux, eager"]
 
 ONSET_S: Final = 5.0  # of bot speech before the caller's, to learn the echo and the noise from
 LOCAL_ANSWER_S: Final = 0.16  # finalize to words of the embedded recogniser, median
 WORD_S: Final = 0.25  # end of a word to a provider's interim result
 SPEECH_FINAL_S: Final = 0.3  # a provider's silence, `endpointing=300`
+# Assumed of Flux, as none can be reached: a silence makes it expect the end, and a bit more makes
+# it sure, but inside a sentence, where it knows better and says nothing. Its published median is
+# near the second. Real ones hear the words, and do worse and better than this.
+EAGER_S: Final = 0.16
+SURE_S: Final = 0.26
 NATURAL_MS: Final = 150  # a gap that is part of a sentence; a clip with longer ones has two
 LISTENING: Final = "mm-hm"
 
@@ -85,6 +90,7 @@ class KnowsAll:
     mode: Mode
     _due: list[tuple[float, Transcript]] = field(default_factory=list)
     _given: int = 0  # words in a final
+    _expected: int = 0  # words of the turn when its end was expected
     _partial: int = 0
     _heard_s: float = 0.0
     _news: Bell = field(default_factory=Bell)
@@ -103,10 +109,36 @@ class KnowsAll:
         if over > self._partial:
             self._partial = over
             self._say(Partial(self._text(self._given, over)), WORD_S)
+        if self.mode != "provider":
+            self._take_turns(over)
+            return
         silent = any(begin + SPEECH_FINAL_S <= self._heard_s < end for begin, end in self.silences)
         if over > self._given and silent:
             said, self._given = self._text(self._given, over), over
             self._say(FinalTranscript(said, end_of_turn=True), 0.05)
+
+    def _take_turns(self, over: int) -> None:
+        """Do as Flux does, with so many words said."""
+        if over <= self._given:
+            return
+        said = self._text(self._given, over)
+        quiet, last = next(
+            (
+                (self._heard_s - begin, end == math.inf)
+                for begin, end in self.silences
+                if begin <= self._heard_s < end
+            ),
+            (0.0, False),
+        )
+        if quiet >= SURE_S and last:
+            self._given, self._expected = over, 0
+            self._say(FinalTranscript(said, end_of_turn=True), 0.05)
+        elif self.mode == "flux, eager" and quiet >= EAGER_S and not self._expected:
+            self._expected = over
+            self._say(LikelyEnd(said), 0.05)
+        elif not quiet and self._expected:
+            self._expected = 0
+            self._say(Partial(said), 0.05)
 
     def speech_started(self, ago_ms: int) -> None:
         """Know already."""
@@ -194,7 +226,7 @@ def hold_line(line: Line, bot: Samples, setting: Setting) -> HeldCall:
     )
     ports = Ports(
         open_transcriber=recogniser.open,
-        endpointing=setting.mode,
+        endpointing="local" if setting.mode == "local" else "provider",
         chat=ScriptedChat(default="That is good to know."),
         synthesizer=Recorded(b"".join(frames(bot))),
         open_ears=setting.ears,
@@ -564,3 +596,48 @@ def print_turns(part: Part, seed: int, count: int) -> None:
             f"| {name} | {len(delays)} | {median_p95(delays)} | {' | '.join(cells)} "
             f"| {median_p95(thought)} | {tokens} |"
         )
+
+
+def print_flux(part: Part, seed: int, count: int) -> None:
+    """Print what ends that are expected gain at the end of a sentence, and cost in its pauses."""
+    clips = [
+        clip
+        for clip in worded(part, 10_000, least_ms=1_200)
+        if max((b - a for a, b in silences(clip)[:-1]), default=0) <= NATURAL_MS
+    ]
+    ears = OpenEars(Hearing())
+    noise = pink(np.random.default_rng(seed), 30.0)
+    print(
+        "| recogniser | n | end to end of turn ms | end to text ms | requests for nothing "
+        "| with a pause of 300 ms | 500 | 800 |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    modes: tuple[Mode, ...] = ("provider", "flux", "flux, eager")
+    for mode in modes:
+        setting = Setting(ears, Interruption(), Endpointing(), mode, greets=False)
+        rng = random.Random(seed)
+        ended: list[float] = []
+        texts: list[float] = []
+        cells = []
+        for pause_ms in (0, 300, 500, 800):
+            wasted, turns = 0.0, 0
+            for clip in clips:
+                found = (clip, 0.0) if pause_ms == 0 else paused(clip, pause_ms)
+                if found is None or turns >= count:
+                    continue
+                longer, at_ms = found
+                line, onset_ms = over(longer, rng, noise, 30.0, before_s=1.0)
+                if pause_ms:
+                    began_ms, added_ms = onset_ms - clip.onset_ms, longer.end_ms - clip.end_ms
+                    line = replace(line, words=around(clip, began_ms, at_ms, added_ms))
+                call = hold_line(line, noise, setting)
+                turns += 1
+                counts = call.summary.counts
+                wasted += counts.get("guesses", 0) - counts.get("guesses_right", 0)
+                if pause_ms == 0:
+                    end_ms = line.words[-1].end_s * 1_000
+                    ended += [at - end_ms for at in moments(call, "end_of_turn")[-1:]]
+                    texts += [at - end_ms for at in moments(call, "first_text")[-1:]]
+            cells.append(f"{wasted:.0f} of {turns}")
+        row = f"{mode} | {len(ended)} | {median_p95(ended)} | {median_p95(texts)}"
+        print(f"| {row} | {' | '.join(cells)} |")

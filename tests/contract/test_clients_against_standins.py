@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from voicebot import audio, ports
 from voicebot.errors import (
@@ -19,7 +20,8 @@ from voicebot.errors import (
     RequestTooLong,
 )
 from voicebot.llm import open_chat
-from voicebot.ports import Final, Message, Partial, UtteranceEnd
+from voicebot.ports import Final, LikelyEnd, Message, Partial, UtteranceEnd
+from voicebot.recognition import Recognition
 from voicebot.standins import (
     API_KEY,
     CALLER_TEXTS,
@@ -38,6 +40,7 @@ from voicebot.tts import open_synthesizer
 
 SPEECH = speak("This is somebody speaking")
 PAUSE = audio.silence(400)  # longer than the endpointing of 300 ms
+EAGER = Recognition(keyterms=("Trattoria Aurora", "ragù"), eager_eot_threshold=0.4)
 ASK = [Message("user", "What time is it?")]
 
 
@@ -80,7 +83,7 @@ async def hear_turn(port: ports.Transcriber) -> tuple[str, ports.Transcript]:
                     return " ".join(filter(None, words)), final
             case UtteranceEnd() as end:
                 return " ".join(filter(None, words)), end
-            case Partial():
+            case Partial() | LikelyEnd():
                 pass
 
 
@@ -108,6 +111,53 @@ async def test_turn_under_steady_noise_ends_with_utterance_end() -> None:
         async with transcriber(standins) as port:
             await say(port, SPEECH + audio.silence(1_500))
             assert await hear_turn(port) == (CALLER_TEXTS[0], UtteranceEnd())
+
+
+async def test_turns_of_flux_are_heard_whole_and_each_ends_once() -> None:
+    async with running() as standins:
+        async with transcriber(standins, model="flux-general-en", recognition=EAGER) as port:
+            for text in CALLER_TEXTS[:3]:
+                await say(port, SPEECH + audio.silence(560))
+                likely = None
+                while not isinstance(transcript := await port.receive(), Final):
+                    likely = transcript
+                assert likely == LikelyEnd(text)
+                assert transcript == Final(text, end_of_turn=True)
+        (listening,) = standins.deepgram.flux.connections
+        assert standins.deepgram.listen.connections_total == 0
+        assert listening.controls == ["CloseStream"]
+        assert listening.close_code != 1006  # whoever of the two was first to close
+        assert "keyterm=Trattoria+Aurora&keyterm=rag%C3%B9" in listening.exchange.target
+
+
+async def test_flux_takes_a_likely_end_back_when_the_caller_goes_on() -> None:
+    async with running() as standins:
+        async with transcriber(standins, model="flux-general-en", recognition=EAGER) as port:
+            await say(port, SPEECH + audio.silence(200) + SPEECH + audio.silence(560))
+            kinds: list[type] = []
+            while not kinds or kinds[-1] is not Final:
+                kinds.append(type(await port.receive()))
+            # The words have all come out, so nothing but the state changes.
+            assert kinds[-4:] == [LikelyEnd, Partial, LikelyEnd, Final]
+
+
+async def test_flux_is_not_lost_to_silence_on_the_line(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_standins() as standins:
+        async with transcriber(standins, model="flux-general-en") as port:
+            await trio.sleep(120)  # six times as long as it would wait
+            await say(port, SPEECH + audio.silence(560))
+            assert (await hear_turn(port))[0] == CALLER_TEXTS[0]
+
+
+async def test_settings_that_flux_does_not_take_are_refused_with_advice() -> None:
+    async with running() as standins:
+        with pytest.raises(ProviderRejected, match=r"eot_timeout_ms.*check the model"):
+            async with transcriber(
+                standins, model="flux-general-en", recognition=Recognition(eot_timeout_ms=1)
+            ):
+                pytest.fail("connected")
 
 
 @pytest.mark.parametrize("pending", [SPEECH, b""], ids=["words pending", "nothing pending"])
@@ -167,7 +217,7 @@ async def test_wrong_key_and_unknown_setting_are_refused() -> None:
             async with transcriber(standins, api_key="wrong"):
                 pytest.fail("connected")
         with pytest.raises(ProviderRejected, match="utterance_end_ms"):
-            async with transcriber(standins, utterance_end_ms=1):
+            async with transcriber(standins, recognition=Recognition(utterance_end_ms=1)):
                 pytest.fail("connected")
         async with synthesizer(standins, "wrong") as port:
             with pytest.raises(ProviderRejected, match="DEEPGRAM_API_KEY"):

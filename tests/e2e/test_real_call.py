@@ -172,6 +172,44 @@ async def test_an_outbound_call_is_placed_and_answered() -> None:
     assert judge(recording, PATIENT).failures == ()
 
 
+async def test_a_call_by_flux_with_its_likely_ends() -> None:
+    """Two turns, the second over the bot's reply; what is guessed early is answered once."""
+    said = ("tell me a story", "stop now please")
+    script = Script(
+        (
+            Utterance("first", recorded("number-not-answering"), WhenSilent()),
+            Utterance("second", recorded("hello-world"), InterruptAfter(1_500)),
+        ),
+        hang_up_after_s=None,
+    )
+    flux = {
+        "VOICEBOT_DEEPGRAM_STT_MODEL": "flux-general-en",
+        "VOICEBOT_RECOGNITION__EAGER_EOT_THRESHOLD": "0.4",
+    }
+    with trio.fail_after(60):
+        async with open_standins(texts=said, replies=[STORY, "As you wish."] * 3) as standins:
+            async with open_server({**environment(standins), **flux}) as server:
+                recording = await server.call(script)
+                await server.wait_idle()
+                record = server.app.board.store.get(recording.identity.call_sid)
+            await standins.wait_closed()
+
+    assert judge(recording, PATIENT).failures == ()
+    assert standins.deepgram.listen.connections_total == 0
+    [listening] = standins.deepgram.flux.connections
+    assert listening.sent["TurnInfo"] > 10
+    assert listening.controls == ["CloseStream"]
+    assert record is not None
+    assert record.summary is not None
+    turns = record.summary["turns"]
+    assert [turn["caller"] for turn in turns] == ["", *said]
+    assert [turn["interrupted"] for turn in turns[1:]] == [True, False]
+    # However often it was thought early: the history has each turn once.
+    asked = [m["content"] for m in standins.groq.chats[-1].messages if m["role"] == "user"]
+    assert asked == list(said)
+    assert record.summary["counts"]["guesses"] >= 1
+
+
 async def test_two_calls_at_once_do_not_mix() -> None:
     with trio.fail_after(60):
         async with open_standins(

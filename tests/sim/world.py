@@ -36,6 +36,7 @@ from voicebot.testing import (
 )
 
 GAP = silence(160)  # before what the caller says, or two of it in a row would be one word
+LIKELY_MS = 160  # of silence make a provider expect the end, in every other conversation
 LIMIT_S = 900.0  # virtual; no conversation here takes a minute without being stuck
 
 
@@ -156,7 +157,8 @@ class Dropping(ToyRecogniser):
     """Loses its connection when told to."""
 
     def __init__(self, conversation: Conversation) -> None:
-        super().__init__(conversation.openings, mode=conversation.mode)
+        likely_ms = LIKELY_MS if conversation.seed % 2 else None
+        super().__init__(conversation.openings, mode=conversation.mode, likely_ms=likely_ms)
         self._connected: trio.CancelScope | None = None
 
     def drop(self) -> None:

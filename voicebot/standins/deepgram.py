@@ -1,11 +1,11 @@
-"""A local stand-in for Deepgram: `/v1/listen` and `/v1/speak` on one address.
+"""A local stand-in for Deepgram: `/v1/listen`, `/v2/listen` and `/v1/speak` on one address.
 
     async with open_deepgram() as deepgram:
         deepgram.url                      # http://127.0.0.1:…
         deepgram.listen.conducts.once(ListenConduct(refusal=TOO_MANY_REQUESTS))
 
 No network, no models: utterances are found by energy and their words come from a script; the
-voice is a tone per letter. Not served: Flux (`/v2/listen`), the speech WebSocket.
+voice is a tone per letter. Not served: the speech WebSocket.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from voicebot.standins.deepgram_rules import NOT_FOUND, refuse
+from voicebot.standins.flux import Flux
 from voicebot.standins.http11 import Answer, Exchange, HttpServer, Report, open_http_server
 from voicebot.standins.listen import LISTEN, Listen, ListenConduct, Texts
 from voicebot.standins.script import CALLER_TEXTS, Rule
@@ -23,9 +24,10 @@ from voicebot.standins.speak import SPEAK, Speak, SpeakConduct
 class Deepgram:
     """Control and inspection of a running stand-in."""
 
-    def __init__(self, server: HttpServer, listen: Listen, speak: Speak) -> None:
+    def __init__(self, server: HttpServer, listen: Listen, flux: Flux, speak: Speak) -> None:
         self.server = server
         self.listen = listen
+        self.flux = flux
         self.speak = speak
 
     @property
@@ -50,23 +52,26 @@ async def open_deepgram(
     Args:
         api_key: the only key that is accepted.
         texts: what callers say.
-        listen: the standing conduct of `/v1/listen`.
+        listen: the standing conduct of `/v1/listen` and of `/v2/listen`.
         speak: the standing conduct of `/v1/speak`.
         report: called when a request or a connection is over.
 
     Owns: the listening socket and all connections.
     """
     listening = Listen(api_key, texts, listen)
+    taking_turns = Flux(api_key, texts, listen)
     speaking = Speak(api_key, speak)
 
     async def route(exchange: Exchange, answer: Answer) -> None:
         match exchange.method, exchange.path:
             case "GET", "/v1/listen":
                 await listening.answer(exchange, answer)
+            case "GET", "/v2/listen":
+                await taking_turns.answer(exchange, answer)
             case "POST", "/v1/speak":
                 await speaking.answer(exchange, answer)
             case _:
                 await refuse(exchange, answer, NOT_FOUND)
 
     async with open_http_server("deepgram", route, host, port, report) as server:
-        yield Deepgram(server, listening, speaking)
+        yield Deepgram(server, listening, taking_turns, speaking)

@@ -142,7 +142,7 @@ class Listen:
         """Serve one upgrade request and the connection that comes of it."""
         conduct = self.conducts.take(exchange)
         await conduct.meet(answer)
-        refusal = conduct.refusal or _check(exchange, self._api_key)
+        refusal = conduct.refusal or self._check(exchange)
         if refusal is not None:
             await refuse(exchange, answer, refusal)
             return
@@ -151,19 +151,36 @@ class Listen:
         except BadUpgrade as exc:
             await refuse(exchange, answer, bad_payload(str(exc)))
             return
-        listening = Listening(exchange, _features(dict(exchange.query)))
+        listening = Listening(exchange, self._features(exchange))
         number = self.connections_total
         self.connections.append(listening)
         self.connections_total += 1
         self.connections_open += 1
         try:
-            stream = _Stream(socket, listening, conduct, self._text_of(number, exchange))
+            stream = self._stream(socket, listening, conduct, self._text_of(number, exchange))
             end = await stream.run()
         finally:
             self.connections_open -= 1
             listening.close_code = socket.close_code
         if end is _CUT:
             answer.drop(reset=True)
+
+    # What is another thing in v2.
+
+    def _check(self, exchange: Exchange) -> Refusal | None:
+        return _check(exchange, self._api_key)
+
+    def _features(self, exchange: Exchange) -> Features:
+        return _features(dict(exchange.query))
+
+    def _stream(
+        self,
+        socket: WebSocket,
+        listening: Listening,
+        conduct: ListenConduct,
+        text_of: Callable[[int], str],
+    ) -> _Stream:
+        return _Stream(socket, listening, conduct, text_of)
 
     def _text_of(self, connection: int, exchange: Exchange) -> Callable[[int], str]:
         texts, query = self.texts, exchange.query

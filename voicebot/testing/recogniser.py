@@ -15,7 +15,7 @@ from voicebot.audio import BYTES_PER_S, FRAME_BYTES, FRAME_MS
 from voicebot.errors import ProviderError
 from voicebot.floor import Bell
 from voicebot.ports import Final as FinalTranscript
-from voicebot.ports import Partial, Transcriber, Transcript, UtteranceEnd
+from voicebot.ports import LikelyEnd, Partial, Transcriber, Transcript, UtteranceEnd
 from voicebot.testing.faults import linger
 from voicebot.testing.toy import PAUSE_MS, Reader
 
@@ -44,7 +44,8 @@ class ToyRecogniser:
     mode "provider": says by itself, in time of the audio, a `Partial` of whole words every
     `partial_ms` while they grow, a `Final` with `end_of_turn` after `endpointing_ms` without
     words, and `UtteranceEnd` after `utterance_end_ms` without. Either may be None, for never;
-    without the first, words become final at the second.
+    without the first, words become final at the second. With `likely_ms`, a `LikelyEnd` comes
+    after so long without words, and a `Partial` takes it back when they go on.
 
     Args:
         openings: one for each connection, then `default`.
@@ -62,11 +63,13 @@ class ToyRecogniser:
         partial_ms: int = 250,
         endpointing_ms: int | None = 300,
         utterance_end_ms: int | None = None,
+        likely_ms: int | None = None,
     ) -> None:
         self.mode = mode
         self.partial_ms = partial_ms
         self.endpointing_ms = math.inf if endpointing_ms is None else endpointing_ms
         self.utterance_end_ms = math.inf if utterance_end_ms is None else utterance_end_ms
+        self.likely_ms = math.inf if likely_ms is None else likely_ms
         self.said: list[Transcript] = []
         self.opened = 0
         self._openings = iter(openings)
@@ -97,6 +100,7 @@ class _Connection:
         self._partial = ""
         self._since_partial_ms = 0
         self._quiet_ms = 0.0  # since the last character of all
+        self._likely = False  # a LikelyEnd has been said, and not been taken back
         self._owes_end = False  # words have come for which there was no UtteranceEnd
 
     async def send(self, audio: bytes) -> None:
@@ -149,7 +153,7 @@ class _Connection:
     def _take(self) -> str:
         """Return the words that are in no final transcript yet, and begin anew."""
         text = self._reader.text.strip()
-        self._reader, self._partial = Reader(), ""
+        self._reader, self._partial, self._likely = Reader(), "", False
         return text
 
     # As a provider: speaks unasked.
@@ -165,6 +169,12 @@ class _Connection:
         recogniser = self._recogniser
         if words and self._quiet_ms >= recogniser.endpointing_ms:
             self._say(FinalTranscript(self._take(), end_of_turn=True))
+        elif words and not self._likely and self._quiet_ms >= recogniser.likely_ms:
+            self._likely, self._partial = True, words
+            self._say(LikelyEnd(words))
+        elif self._likely and not self._quiet_ms:
+            self._likely = False
+            self._say(Partial(self._partial))
         elif words != self._partial and self._since_partial_ms >= recogniser.partial_ms:
             self._partial, self._since_partial_ms = words, 0
             self._say(Partial(words))
