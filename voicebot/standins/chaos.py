@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 from voicebot.standins.catalogue import (
@@ -41,6 +42,8 @@ _SERVICES: Final[Mapping[type[Conduct], Service]] = {
     ChatConduct: "chat",
     RestConduct: "rest",
 }
+
+_refusal: Final = attrgetter("refusal")  # each service has its own type of it
 
 
 def random_listen(rng: random.Random) -> ListenConduct:
@@ -108,8 +111,8 @@ class Chaos:
 
 def _choose(rng: random.Random, faults: Mapping[str, C]) -> C:
     """Return one of the faults; where it is of a moment, the moment varies."""
-    refusals = [fault for fault in faults.values() if "refusal" in fault.changes()]
-    others = [fault for fault in faults.values() if "refusal" not in fault.changes()]
+    refusals = [fault for fault in faults.values() if _refusal(fault) is not None]
+    others = [fault for fault in faults.values() if _refusal(fault) is None]
     fault = rng.choice(rng.choice([refusals, others]))  # there are many refusals, all much alike
     moments: dict[str, Any] = {
         name: rng.randrange(4 * value + 1)
