@@ -303,7 +303,7 @@ async def test_fault_of_a_service(
         async with open_standins(replies=[REPLY]) as standins:
             standins.inflict(service, fault)
             await meet(standins, service, outcome)
-            met = {e.conduct.name for host in HOSTS for e in standins._hosts[host].exchanges}
+            met = {e.conduct.name for host in HOSTS for e in standins.hosts[host].exchanges}
             assert met == {fault}
 
 
@@ -324,7 +324,7 @@ async def test_fault_of_a_host(service: str, fault: str, monkeypatch: pytest.Mon
         async with open_standins(replies=[REPLY]) as standins:
             standins.inflict(host, fault)
             await meet(standins, service, outcome)
-            assert standins._hosts[host].requests == 0
+            assert standins.hosts[host].requests == 0
 
 
 def test_every_fault_has_an_outcome() -> None:

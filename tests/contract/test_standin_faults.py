@@ -828,7 +828,7 @@ async def test_a_host_refuses_and_listens_again(host: str) -> None:
         with pytest.raises(OSError, match="all attempts to connect") as caught:
             await ask(standins, HOSTS[host])
         assert "ConnectionRefusedError" in repr(caught.value.__cause__)
-        standins._hosts[host].door = "open"
+        standins.hosts[host].door = "open"
         assert (await ask(standins, HOSTS[host])).end == "complete"
         standins.inflict(host, "refuse-connect")
         with pytest.raises(OSError, match="all attempts to connect"):
@@ -841,7 +841,7 @@ async def test_a_host_does_not_answer(host: str, fault: str, end: End) -> None:
     async with running(host, fault) as standins:
         got = await ask(standins, HOSTS[host])
         assert (got.raw, got.end) == (b"", end)
-        server = standins._hosts[host]
+        server = standins.hosts[host]
         assert (server.requests, len(server.exchanges)) == (0, 0)
 
 

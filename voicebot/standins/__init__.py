@@ -81,23 +81,24 @@ class Standins:
         """
         found = FAULTS[where][fault]
         if where in HOSTS:
-            self._hosts[where].door = found
+            self.hosts[where].door = found
         else:
             self._conducts[where].rule = found
 
     @property
     def connections_open(self) -> int:
         """TCP connections clients hold open, idle ones included."""
-        return sum(host.connections_open for host in self._hosts.values())
+        return sum(host.connections_open for host in self.hosts.values())
 
     async def wait_closed(self) -> None:
         """Wait until no client holds a connection to any of them."""
         while self.connections_open:
-            for host in self._hosts.values():
+            for host in self.hosts.values():
                 await host.wait_closed()
 
     @property
-    def _hosts(self) -> dict[str, HttpServer]:
+    def hosts(self) -> dict[str, HttpServer]:
+        """The servers by name: what they saw, and their `door`."""
         return {
             "deepgram": self.deepgram.server,
             "groq": self.groq.server,
