@@ -13,7 +13,8 @@ from werkzeug.datastructures import MultiDict
 from tests.twilio_rest import ACCOUNT_SID, CALL_SID, open_fake_twilio
 from voicebot.config import Settings, load
 from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
-from voicebot.standins.twilio import open_twilio
+from voicebot.standins.script import Canned
+from voicebot.standins.twilio import RestConduct, open_twilio
 from voicebot.telephony import (
     call_command,
     check_call,
@@ -310,7 +311,37 @@ async def test_unreachable_twilio_is_a_provider_error() -> None:
             with pytest.raises(ProviderError, match="cannot be reached") as caught:
                 await telephony.place_call(TO, FROM)
 
-    assert explain(caught.value).status == 502
+    refusal = explain(caught.value)
+    assert caught.value.retryable
+    assert (refusal.status, "placed" in refusal.hint) == (502, False)
+
+
+async def test_call_may_have_been_placed_where_the_answer_broke_off() -> None:
+    rest = RestConduct(drop_after_bytes=60)
+    with trio.fail_after(10):
+        async with open_twilio(account_sid=ACCOUNT_SID, auth_token=AUTH_TOKEN, rest=rest) as twilio:
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                with pytest.raises(ProviderError, match="the answer broke off") as caught:
+                    await telephony.place_call(TO, FROM)
+            assert len(twilio.calls) == 1
+
+    assert not caught.value.retryable
+    assert "may have been placed" in explain(caught.value).hint
+
+
+async def test_page_of_a_proxy_is_no_error_of_twilio() -> None:
+    page = RestConduct(instead=Canned(502, "text/html", b"<html>Bad Gateway</html>"))
+    with trio.fail_after(10):
+        async with open_twilio(account_sid=ACCOUNT_SID, auth_token=AUTH_TOKEN, rest=page) as twilio:
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                with pytest.raises(ProviderRejected) as caught:
+                    await telephony.place_call(TO, FROM)
+
+    refusal = explain(caught.value)
+    assert (caught.value.status, caught.value.code) == (502, None)
+    assert (refusal.status, refusal.code) == (502, None)
+    assert "proxies" in refusal.hint
+    assert "docs/api/errors" not in refusal.hint
 
 
 async def test_silent_twilio_is_given_up_in_time(autojump_clock: trio.testing.MockClock) -> None:

@@ -152,9 +152,13 @@ class _Transport:
                 )
         except trio.TooSlowError as exc:
             raise ProviderTimeout(PROVIDER, "did not answer in time") from exc
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL) as exc:
             name = type(exc).__name__  # its text may quote the request
             raise ProviderError(PROVIDER, f"cannot be reached ({name})", retryable=True) from exc
+        except httpx.HTTPError as exc:
+            # The request has reached somebody: to send it again may place a second call.
+            name = type(exc).__name__
+            raise ProviderError(PROVIDER, f"the answer broke off ({name})") from exc
 
 
 # Hang up on a call that has ended, or that this account does not know (any more).
@@ -170,6 +174,8 @@ def _mapped_errors() -> Iterator[None]:
         # TwilioRestException or TwilioServiceException (RFC 9457), which share no more than this.
         status = getattr(exc, "status", None) or 0
         code = getattr(exc, "code", None)
+        if code == status:
+            code = None  # the SDK's stopgap: the answer has none, so it is hardly Twilio's
         text = (
             getattr(exc, "detail", None) or getattr(exc, "title", None) or getattr(exc, "msg", "")
         )
@@ -264,17 +270,23 @@ def explain(error: ProviderError) -> Refusal:
             "a call may have been placed all the same; look at GET /calls before trying again",
         )
     if not isinstance(error, ProviderRejected):
-        return Refusal(502, str(error), "check TWILIO_API_URL and the network")
+        hint = "check TWILIO_API_URL and the network"
+        if not error.retryable:
+            hint += "; a call may have been placed all the same, look at GET /calls"
+        return Refusal(502, str(error), hint)
     code = int(error.code or 0) if str(error.code).isdecimal() else 0
     known = _REFUSALS.get(_SAME_REFUSAL.get(code, code))
     if known is not None:
         status, field, text, hint = known
         message = f"{field} {text}" if field else text
         return Refusal(status, message, hint, field, error.code)
+    hint = f"see https://www.twilio.com/docs/api/errors/{error.code}"
+    if error.code is None:
+        hint = "the answer has no code of Twilio's; check TWILIO_API_URL and proxies on the way"
     return Refusal(
         error.status if error.status in {400, 429} else 502,
         f"Twilio refused: {str(error).removeprefix(PROVIDER + ': ')}",
-        f"see https://www.twilio.com/docs/api/errors/{error.code}",
+        hint,
         code=error.code,
     )
 
