@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any, Final
 
 import trio
-from wsproto.frame_protocol import CloseReason
 
 from voicebot.standins.deepgram_rules import (
     ANY,
@@ -29,7 +28,7 @@ from voicebot.standins.deepgram_rules import (
 from voicebot.standins.flux_hearing import Thresholds, TurnTaker
 from voicebot.standins.hearing import Features, Message
 from voicebot.standins.http11 import Exchange
-from voicebot.standins.listen import Listen, ListenConduct, Listening, _End, _Stream
+from voicebot.standins.listen import Close, Listen, ListenConduct, Listening, _End, _Stream
 from voicebot.standins.websocket import WebSocket
 
 KEYTERMS: Final = 100
@@ -53,8 +52,8 @@ _RANGES: Final = {
     "eot_timeout_ms": (500, 60_000),
 }
 
-_GOOD_BYE: Final = _End(CloseReason.NO_STATUS_RCVD, flush=True)  # a close frame without a code
-_FATAL: Final = _End(1011, flush=True)
+_GOOD_BYE: Final = _End(Close(1005), flush=True)  # a close frame without a code
+_FATAL: Final = _End(Close(1011), flush=True)
 
 
 class Flux(Listen):
