@@ -338,7 +338,7 @@ def test_refusal_of_any_shape_says_what_and_what_to_do(
 def test_close_by_deepgram_carries_its_code_and_reason(
     close_code: int, reason: str, code: str | int, retryable: bool
 ) -> None:
-    error = deepgram.closed(close_code, reason)
+    error = deepgram.closed(deepgram.STT, close_code, reason)
     assert isinstance(error, ProviderRejected)
     assert (error.status, error.code, error.retryable) == (0, code, retryable)
     assert reason in str(error)
@@ -346,6 +346,6 @@ def test_close_by_deepgram_carries_its_code_and_reason(
 
 
 def test_loss_without_a_close_is_no_refusal() -> None:
-    error = deepgram.closed(1006, "")
+    error = deepgram.closed(deepgram.STT, 1006, "")
     assert not isinstance(error, ProviderRejected)
     assert error.retryable

@@ -312,7 +312,7 @@ async def test_fault_in_the_library_is_a_loss_and_not_a_crash_of_the_block(
             await wait_all_tasks_blocked()
             with pytest.raises(ProviderError, match="lost"):
                 await transcriber.send(FRAME)
-    assert "stt_reader_failed" in [record.message for record in caplog.records]
+    assert "socket_reader_failed" in [record.message for record in caplog.records]
 
 
 async def test_provider_error_leaves_the_block_bare() -> None:

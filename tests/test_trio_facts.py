@@ -49,7 +49,7 @@ def test_ready_tasks_run_in_any_order() -> None:
 
 
 async def test_start_soon_runs_nothing_before_the_next_checkpoint() -> None:
-    # stt.py, _serve_websocket: the event that says "begun" is set one line before it is true.
+    # deepgram_socket.py, _serve_websocket: "begun" is set one line before it is true.
     ran: list[str] = []
 
     async def run() -> None:
@@ -284,7 +284,8 @@ async def test_two_senders_on_one_stream_are_an_error() -> None:
 
 @pytest.mark.parametrize("how", ["aclose_forcefully", "socket.close"])
 async def test_closing_a_socket_wakes_who_reads_from_it(how: str) -> None:
-    # serving.py, _write drops the transport under the reader; stt.py, _open_stream closes it.
+    # serving.py, _write drops the transport under the reader; deepgram_socket.py, _open_stream
+    # closes it.
     with open_pair() as (stream, _):
 
         async def read() -> None:
@@ -301,7 +302,7 @@ async def test_closing_a_socket_wakes_who_reads_from_it(how: str) -> None:
 
 
 async def test_a_cancelled_send_of_trio_websocket_spoils_the_next_message_silently() -> None:
-    # stt.py, _Transcriber: `_sending` stays up after a cancelled send; no CloseStream goes out.
+    # deepgram_socket.py: `_sending` stays up after a cancelled send; no farewell goes out.
     server = WSConnection(ConnectionType.SERVER)
 
     with open_pair() as (stream, far):
@@ -442,7 +443,7 @@ async def test_the_reason_of_a_cancellation_can_be_read() -> None:
 
 async def test_cleanup_that_awaits_in_a_cancelled_scope_hides_the_error_unless_shielded() -> None:
     # nursery.py closes channels by a plain `with`; ws.py, open_media_socket, transport.py, reading,
-    # and stt.py, open_transcriber, clean up under a shield with a deadline.
+    # and deepgram_socket.py, open_socket, clean up under a shield with a deadline.
     send, _ = trio.open_memory_channel[str](0)
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -515,7 +516,8 @@ async def test_a_deadline_reaches_the_nursery_inside_it_and_not_tasks_begun_from
 
 
 async def test_a_shield_delays_a_cancellation_until_its_own_deadline(autojump_clock: Clock) -> None:
-    # serving.py, _write; ws.py, aclose; stt.py, end: a peer that stalls holds nobody for longer.
+    # serving.py, _write; ws.py, aclose; deepgram_socket.py, end: a peer that stalls holds
+    # nobody for longer.
     begun = trio.current_time()
     with trio.CancelScope() as outer:
         outer.cancel()
@@ -626,7 +628,7 @@ async def test_one_error_in_a_nursery_is_a_group_and_ends_its_siblings() -> None
 
 
 async def test_an_error_in_the_body_of_a_nursery_is_a_group_as_well() -> None:
-    # stt.py, open_transcriber: keeps the error and raises it outside of its private nursery.
+    # deepgram_socket.py, open_socket: keeps the error and raises it outside of its private nursery.
     with pytest.RaisesGroup(ValueError):
         async with trio.open_nursery():
             raise ValueError
@@ -654,7 +656,7 @@ async def test_a_nursery_swallows_its_own_cancellation_and_waits_for_its_tasks()
 
 
 async def test_an_error_before_a_task_has_started_comes_bare_to_who_starts_it() -> None:
-    # stt.py, open_transcriber: a refused upgrade is a ProviderRejected and no group.
+    # deepgram_socket.py, open_socket: a refused upgrade is a ProviderRejected and no group.
     async def refuse(*, task_status: trio.TaskStatus[None]) -> None:
         raise ValueError("refused")
 
@@ -664,7 +666,7 @@ async def test_an_error_before_a_task_has_started_comes_bare_to_who_starts_it() 
 
 
 async def test_a_deadline_around_start_ends_with_started(autojump_clock: Clock) -> None:
-    # stt.py, open_transcriber: the time to connect is bounded, the connection is not.
+    # deepgram_socket.py, open_socket: the time to connect is bounded, the connection is not.
     async def connect(after_s: float, *, task_status: trio.TaskStatus[str]) -> None:
         await trio.sleep(after_s)
         task_status.started("connected")
@@ -782,7 +784,8 @@ async def test_an_async_generator_left_half_read_ends_late_unless_it_is_closed()
 
 
 async def test_a_crash_in_a_nursery_behind_a_context_manager_ends_the_block() -> None:
-    # stt.py, open_transcriber: its private tasks raise nothing later, or they would end the call.
+    # deepgram_socket.py, open_socket: its private tasks raise nothing later,
+    # or they would end the call.
     async def crash() -> None:
         raise ValueError("reader")
 

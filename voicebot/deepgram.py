@@ -205,14 +205,14 @@ class Listening:
         return ports.UtteranceEnd()
 
 
-def closed(code: int, reason: str) -> ProviderError:
-    """Return the error for a transcription that Deepgram ended or that was lost."""
+def closed(provider: str, code: int, reason: str) -> ProviderError:
+    """Return the error for a stream that Deepgram ended or that was lost."""
     found = _CLOSE_CODE.search(reason)
     name = found.group() if found else None
     if code == 1006 and not reason:  # RFC 6455, 7.1.5: no close frame came
-        return ProviderError(STT, "the connection was lost", retryable=True)
+        return ProviderError(provider, "the connection was lost", retryable=True)
     return ProviderRejected(
-        STT,
+        provider,
         f"the stream was closed with {code} {_one_line(reason)}".rstrip(),
         code=name or code,
         # DATA-…: the audio cannot be decoded, which it will not be next time either.
