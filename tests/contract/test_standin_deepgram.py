@@ -365,7 +365,7 @@ async def test_the_connection_drops_after_so_many_bytes() -> None:
 
 
 async def test_a_silent_connection_reads_on_says_nothing_and_stays_open() -> None:
-    conduct = ListenConduct(silent_after_bytes=len(SPEECH) + 1, idle_s=0.2)
+    conduct = ListenConduct(stall_after_bytes=len(SPEECH) + 1, idle_s=0.2)
     with trio.fail_after(5):
         async with open_deepgram(listen=conduct) as deepgram:
             async with open_listen(deepgram) as socket:

@@ -606,7 +606,7 @@ KINDS = [
         stop,
         greeting=STORY,
         says=OVER_IT,
-        listen=ListenConduct(silent_after_bytes=1),
+        listen=ListenConduct(stall_after_bytes=1),
     ),
     Kind(
         "during a tool",
@@ -676,7 +676,7 @@ KINDS = [
         recogniser_hears,
         stop,
         says=HELLO,
-        listen=ListenConduct(silent_after_bytes=1),
+        listen=ListenConduct(stall_after_bytes=1),
     ),
     Kind(
         "model refuses",

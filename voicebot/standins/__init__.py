@@ -7,6 +7,7 @@ import no client code of this package: each side checks the other.
     async with open_standins() as standins:
         standins.environment()                    # what to set so that the bot uses them
         standins.groq.conducts.once(ChatConduct(drop_after_tokens=2))
+        standins.inflict("listen", "close-net-0001")  # from the catalogue, on all requests
         ...
         standins.deepgram.listen.connections[0].audio_bytes
 
@@ -18,12 +19,29 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from voicebot.standins.catalogue import (
+    CHAT_FAULTS,
+    FAULTS,
+    HOST_FAULTS,
+    HOSTS,
+    LISTEN_FAULTS,
+    REST_FAULTS,
+    SPEAK_FAULTS,
+)
+from voicebot.standins.chaos import (
+    Chaos,
+    random_chat,
+    random_listen,
+    random_rest,
+    random_speak,
+)
 from voicebot.standins.deepgram import Deepgram, open_deepgram
 from voicebot.standins.groq import CHAT, ChatConduct, Groq, Replies, open_groq, quote_caller
-from voicebot.standins.http11 import Exchange, HttpServer, Report
+from voicebot.standins.http11 import Door, Exchange, HttpServer, Report
 from voicebot.standins.listen import LISTEN, Heard, ListenConduct, Texts
-from voicebot.standins.script import CALLER_TEXTS, Rule
+from voicebot.standins.script import CALLER_TEXTS, Canned, Conduct, Conducts, Rule
 from voicebot.standins.speak import SPEAK, SpeakConduct
 from voicebot.standins.twilio import ACCOUNT_SID, AUTH_TOKEN, REST, RestConduct, Twilio, open_twilio
 
@@ -50,20 +68,50 @@ class Standins:
             "TWILIO_AUTH_TOKEN": AUTH_TOKEN,
         }
 
+    def inflict(self, where: str, fault: str) -> None:
+        """Let a fault of the catalogue happen to all requests from now on, and no other.
+
+        Args:
+            where: a service, "listen", "speak", "chat" or "rest", or a host, "deepgram", "groq"
+                or "twilio": a key of `FAULTS`.
+            fault: a key of `FAULTS[where]`.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        found = FAULTS[where][fault]
+        if where in HOSTS:
+            self._hosts[where].door = found
+        else:
+            self._conducts[where].rule = found
+
     @property
     def connections_open(self) -> int:
         """TCP connections clients hold open, idle ones included."""
-        return sum(server.connections_open for server in self._servers)
+        return sum(host.connections_open for host in self._hosts.values())
 
     async def wait_closed(self) -> None:
         """Wait until no client holds a connection to any of them."""
         while self.connections_open:
-            for server in self._servers:
-                await server.wait_closed()
+            for host in self._hosts.values():
+                await host.wait_closed()
 
     @property
-    def _servers(self) -> tuple[HttpServer, ...]:
-        return self.deepgram.server, self.groq.server, self.twilio.server
+    def _hosts(self) -> dict[str, HttpServer]:
+        return {
+            "deepgram": self.deepgram.server,
+            "groq": self.groq.server,
+            "twilio": self.twilio.server,
+        }
+
+    @property
+    def _conducts(self) -> dict[str, Conducts[Any]]:
+        return {
+            "listen": self.deepgram.listen.conducts,
+            "speak": self.deepgram.speak.conducts,
+            "chat": self.groq.conducts,
+            "rest": self.twilio.conducts,
+        }
 
 
 @asynccontextmanager
@@ -103,14 +151,26 @@ async def open_standins(
 
 __all__ = [
     "CALLER_TEXTS",
+    "CHAT_FAULTS",
+    "FAULTS",
+    "HOSTS",
+    "HOST_FAULTS",
+    "LISTEN_FAULTS",
+    "REST_FAULTS",
+    "SPEAK_FAULTS",
+    "Canned",
+    "Chaos",
     "ChatConduct",
+    "Conduct",
     "Deepgram",
+    "Door",
     "Exchange",
     "Groq",
     "Heard",
     "ListenConduct",
     "Replies",
     "RestConduct",
+    "Rule",
     "SpeakConduct",
     "Standins",
     "Texts",
@@ -119,4 +179,8 @@ __all__ = [
     "open_groq",
     "open_standins",
     "open_twilio",
+    "random_chat",
+    "random_listen",
+    "random_rest",
+    "random_speak",
 ]

@@ -10,12 +10,16 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from voicebot.standins.http11 import Answer, Exchange
 
 ANY: Final = ".+"
 BOOL: Final = "true|false"
+
+
+#: The three shapes of an error's body: `err_code` and `err_msg`, `category` and `message`, text.
+Shape = Literal["usual", "category", "text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +29,26 @@ class Refusal:
     status: int
     err_code: str
     err_msg: str
+    shape: Shape = "usual"
 
 
 INVALID_AUTH: Final = Refusal(401, "INVALID_AUTH", "Invalid credentials.")
 PAYMENT_REQUIRED: Final = Refusal(402, "ASR_PAYMENT_REQUIRED", "Project has no credits left.")
+FORBIDDEN: Final = Refusal(
+    403, "INSUFFICIENT_PERMISSIONS", "Project does not have access to the requested model."
+)
 TOO_MANY_REQUESTS: Final = Refusal(429, "TOO_MANY_REQUESTS", "Too many requests.")
 INTERNAL: Final = Refusal(500, "INTERNAL_SERVER_ERROR", "Something went wrong.")
+BAD_GATEWAY: Final = Refusal(502, "BAD_GATEWAY", "Bad gateway.")
+UNAVAILABLE: Final = Refusal(503, "SERVICE_UNAVAILABLE", "No server is free.")
+GATEWAY_TIMEOUT: Final = Refusal(504, "GATEWAY_TIMEOUT", "No server answered in time.")
+BAD_QUERY: Final = Refusal(
+    400, "INVALID_QUERY_PARAMETER", "Failed to deserialize query: unknown field `x`"
+)
+TEXT_TOO_LONG: Final = Refusal(
+    413, "Payload Too Large", "Input text exceeds maximum character limit of 2000."
+)
+UNPROCESSABLE: Final = Refusal(422, "UNPROCESSABLE_ENTITY", "The text cannot be spoken.")
 NOT_FOUND: Final = Refusal(404, "NOT_FOUND", "No such endpoint.")
 
 
@@ -50,13 +68,20 @@ def request_id(exchange: Exchange) -> str:
 
 
 async def refuse(exchange: Exchange, answer: Answer, refusal: Refusal) -> None:
-    """Answer with an error in Deepgram's usual shape."""
+    """Answer with an error."""
     ident = request_id(exchange)
-    await answer.send_json(
-        refusal.status,
-        {"err_code": refusal.err_code, "err_msg": refusal.err_msg, "request_id": ident},
-        [("dg-request-id", ident), ("dg-error", refusal.err_msg)],
-    )
+    headers = [("dg-request-id", ident), ("dg-error", refusal.err_msg)]
+    code, message = refusal.err_code, refusal.err_msg
+    match refusal.shape:
+        case "usual":
+            value = {"err_code": code, "err_msg": message, "request_id": ident}
+            await answer.send_json(refusal.status, value, headers)
+        case "category":
+            value = {"category": code, "message": message, "details": message, "request_id": ident}
+            await answer.send_json(refusal.status, value, headers)
+        case "text":
+            headers.append(("Content-Type", "text/plain; charset=utf-8"))
+            await answer.send(refusal.status, message.encode(), headers)
 
 
 def check_auth(exchange: Exchange, api_key: str) -> Refusal | None:

@@ -16,8 +16,8 @@ import re
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 import trio
 
@@ -73,20 +73,52 @@ class Reply:
 Replies = Sequence[str | Reply] | Callable[[Sequence[Json]], str | Reply]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+#: What else is in a stream, before each of its tokens. The first three cannot be understood, the
+#: others are to be skipped.
+Extra = Literal[
+    "malformed-json",
+    "no-object",
+    "wrong-types",
+    "no-choices",
+    "reasoning",
+    "comment",
+    "empty-delta",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ChatConduct(Conduct):
     """How one request is treated. A token is a word with the space before it, or a tool call.
 
-    `delay_s` is the time to the first token. Only streamed answers can break after some
-    tokens.
+    `delay_s` is the time to the first token. What is said of tokens, streams and their ends is
+    of streamed answers only; what is said of tool calls, of replies that have some.
     """
 
     refusal: ApiError | None = None
     argument_chars: int | None = None  # of a tool call in one token, its name before; None: whole
+    arguments: str | None = None  # of every tool call, instead of the script's
+    call_id: str | None = None  # of every tool call, though ids should differ
     token_gap_s: float = 0.0
+    extra: Extra | None = None
+    unknown_fields: bool = False  # that nobody has documented, in every chunk
     stall_after_tokens: int | None = None  # then nothing more comes
     drop_after_tokens: int | None = None  # then the connection ends without an end of the body
-    error_after_tokens: int | None = None  # then an event with `error`, and the end
+    reset_after_tokens: int | None = None  # the same, by RST
+    end_after_tokens: int | None = None  # then the body ends, without finish_reason and `[DONE]`
+    error_after_tokens: int | None = None  # then an error, and the end
+    error_event: str = "error"  # the name of the event with it; "": it has none
+    finish_reason: str | None = None  # instead of the script's
+    done: bool = True  # False: the stream ends without `[DONE]`
+    hold_open: bool = False  # True: after all is said the body is not ended
+
+    def spoil(self, reply: Reply) -> Reply:
+        """Return the reply with what this conduct changes of it."""
+        calls = reply.tool_calls
+        if self.arguments is not None:
+            calls = tuple(replace(call, arguments=self.arguments) for call in calls)
+        return replace(
+            reply, tool_calls=calls, finish_reason=self.finish_reason or reply.finish_reason
+        )
 
 
 CHAT: Final = ChatConduct()
@@ -141,12 +173,13 @@ class Groq:
         if reply.tool_calls and (not body.get("tools") or body.get("tool_choice") == "none"):
             await refuse(answer, UNASKED_CALL)
             return
+        reply = conduct.spoil(reply)
         chat = Chat(exchange, body, reply, re.findall(r"\s*\S+", reply.text))
         self.chats.append(chat)
         if body.get("stream"):
-            await _Completion(chat).stream(answer, conduct)
+            await _Completion(chat, conduct).stream(answer)
         else:
-            await answer.send_json(200, _Completion(chat).whole(), usual_headers())
+            await answer.send_json(200, _Completion(chat, conduct).whole(), usual_headers())
             chat.tokens_sent = len(chat.tokens)
 
     def _reply(self, messages: Sequence[Json]) -> Reply:
@@ -172,8 +205,9 @@ def quote_caller(messages: Sequence[Json]) -> str:
 class _Completion:
     """The wire form of one answer."""
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: Chat, conduct: ChatConduct) -> None:
         self._chat = chat
+        self._conduct = conduct
         number = chat.exchange.number
         self._number = number
         self._id = f"chatcmpl-{number:08d}"
@@ -216,43 +250,82 @@ class _Completion:
             "x_groq": self._request,
         }
 
-    async def stream(self, answer: Answer, conduct: ChatConduct) -> None:
+    async def stream(self, answer: Answer) -> None:
         """Send the answer as server-sent events."""
+        conduct = self._conduct
         headers = [("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache")]
         await answer.start(200, [*headers, *usual_headers()])
         role = {"role": "assistant", "content": ""}
-        await _event(answer, {**self._chunk(role), "x_groq": self._request})
+        await self._event(answer, {**self._chunk(role), "x_groq": self._request})
         if self._reasoning:
-            thought = {"reasoning": self._reasoning, "channel": "analysis"}
-            await _event(answer, self._chunk(thought))
+            await self._event(answer, self._chunk(self._thought(self._reasoning)))
         deltas: list[Json] = [{"content": token} for token in self._chat.tokens]
         deltas += self._calls(conduct.argument_chars)
         for n, delta in enumerate(deltas):
-            if await self._break(n, answer, conduct):
+            if await self._break(n, answer):
                 return
             if n:
                 await trio.sleep(conduct.token_gap_s)
-            await _event(answer, self._chunk(delta))
+            await self._send_extra(answer)
+            await self._event(answer, self._chunk(delta))
             self._chat.tokens_sent += 1
-        if await self._break(len(deltas), answer, conduct):
+        if await self._break(len(deltas), answer):
             return
         final = self._chunk({}, self._finish_reason)
-        await _event(answer, {**final, "x_groq": {**self._request, "usage": self._usage()}})
+        await self._event(answer, {**final, "x_groq": {**self._request, "usage": self._usage()}})
         if (self._chat.body.get("stream_options") or {}).get("include_usage"):
-            await _event(answer, {**self._chunk({}), "choices": [], "usage": self._usage()})
-        await answer.write(b"data: [DONE]\n\n")
+            usage = {**self._chunk({}), "choices": [], "usage": self._usage()}
+            await self._event(answer, usage)
+        if conduct.done:
+            await answer.write(b"data: [DONE]\n\n")
+        if conduct.hold_open:
+            await trio.sleep_forever()
         await answer.end()
 
-    async def _break(self, sent: int, answer: Answer, conduct: ChatConduct) -> bool:
+    async def _event(self, answer: Answer, value: Json, name: str = "") -> None:
+        if self._conduct.unknown_fields:
+            value = {**value, "weather": {"in": ["Berlin"]}}
+            if "choices" in value:
+                value["choices"] = [{**choice, "mood": None} for choice in value["choices"]]
+        head = f"event: {name}\n" if name else ""
+        await answer.write(f"{head}data: {json.dumps(value, ensure_ascii=False)}\n\n".encode())
+
+    async def _send_extra(self, answer: Answer) -> None:
+        chunk = self._chunk({})
+        match self._conduct.extra:
+            case "malformed-json":
+                await answer.write(b'data: {"id": "chatcmpl-\n\n')
+            case "no-object":
+                await answer.write(b'data: ["chatcmpl"]\n\n')
+            case "wrong-types":
+                await self._event(answer, {**chunk, "choices": {"delta": "x"}})
+            case "no-choices":
+                await self._event(answer, {**chunk, "choices": []})
+            case "reasoning":
+                await self._event(answer, self._chunk(self._thought(REASONING)))
+            case "comment":
+                await answer.write(b": still here\n\n")
+            case "empty-delta":
+                await self._event(answer, self._chunk({"content": None, "tool_calls": None}))
+
+    def _thought(self, text: str) -> Json:
+        return {"reasoning": text, "channel": "analysis"}
+
+    async def _break(self, sent: int, answer: Answer) -> bool:
         """Misbehave if it is time to; return whether the answer is over."""
+        conduct = self._conduct
         if sent == conduct.stall_after_tokens:
             await trio.sleep_forever()
         if sent == conduct.drop_after_tokens:
             answer.drop(reset=False)
+        if sent == conduct.reset_after_tokens:
+            answer.drop(reset=True)
         if sent == conduct.error_after_tokens:
-            await _event(answer, INTERNAL.body(), name="error")
+            await self._event(answer, INTERNAL.body(), conduct.error_event)
+        if sent in (conduct.error_after_tokens, conduct.end_after_tokens):
             await answer.end()
-        return sent == conduct.error_after_tokens
+            return True
+        return False
 
     def _calls(self, size: int | None) -> list[Json]:
         """Return the tool calls, each whole or in pieces: id and name, then the arguments."""
@@ -264,9 +337,10 @@ class _Completion:
         return [{"tool_calls": [piece]} for piece in pieces]
 
     def _call(self, n: int, call: ToolCall, arguments: str) -> Json:
-        """Return a tool call. No other of any conversation has its id."""
+        """Return a tool call. No other of any conversation has its id, unless it is to."""
         function = {"name": call.name, "arguments": arguments}
-        return {"id": f"call_{self._number}_{n}", "type": "function", "function": function}
+        ident = self._conduct.call_id or f"call_{self._number}_{n}"
+        return {"id": ident, "type": "function", "function": function}
 
     def _chunk(self, delta: Json, finish_reason: str | None = None) -> Json:
         return {
@@ -302,11 +376,6 @@ class _Completion:
 
 def _cut(text: str, size: int) -> list[str]:
     return [text[at : at + size] for at in range(0, len(text), size)]
-
-
-async def _event(answer: Answer, value: Json, name: str = "") -> None:
-    head = f"event: {name}\n" if name else ""
-    await answer.write(f"{head}data: {json.dumps(value, ensure_ascii=False)}\n\n".encode())
 
 
 @asynccontextmanager

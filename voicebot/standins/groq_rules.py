@@ -60,11 +60,17 @@ class ApiError:
     type: str
     code: str | None = None
     retry_after_s: int = 2
+    failed_generation: str | None = None  # what the model wrote
 
     def body(self) -> dict[str, Any]:
         """Return the error as JSON, on its own or inside a stream."""
-        error = {"message": self.message, "type": self.type}
-        return {"error": error if self.code is None else {**error, "code": self.code}}
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "code": self.code,
+            "failed_generation": self.failed_generation,
+        }
+        return {"error": {name: value for name, value in error.items() if value is not None}}
 
 
 INVALID_KEY: Final = ApiError(401, "Invalid API Key", "invalid_request_error", "invalid_api_key")
@@ -82,7 +88,63 @@ UNASKED_CALL: Final = ApiError(
     "invalid_request_error",
     "tool_use_failed",
 )
+REQUESTS_LIMITED: Final = ApiError(
+    429,
+    "Rate limit reached for model `openai/gpt-oss-20b` on requests per day (RPD). "
+    "Please try again in 2s.",
+    "requests",
+    "rate_limit_exceeded",
+)
+NO_JSON: Final = ApiError(
+    400,
+    "Failed to generate JSON. Please adjust your prompt. See 'failed_generation' for more details.",
+    "invalid_request_error",
+    "json_validate_failed",
+    failed_generation='{"day": ',
+)
+BAD_CALL: Final = ApiError(
+    400,
+    "Failed to call a function. Please adjust your prompt. "
+    "See 'failed_generation' for more details.",
+    "invalid_request_error",
+    "tool_use_failed",
+    failed_generation='<function=hours>{"day": ',
+)
+BLOCKED: Final = ApiError(
+    400,
+    "API access has been blocked because the spend limit of the organization is reached.",
+    "invalid_request_error",
+    "blocked_api_access",
+)
+DECOMMISSIONED: Final = ApiError(
+    400,
+    "The model `openai/gpt-oss-20b` has been decommissioned and is no longer supported.",
+    "invalid_request_error",
+    "model_decommissioned",
+)
+BAD_REQUEST: Final = ApiError(400, "The request is malformed.", "invalid_request_error")
+FORBIDDEN: Final = ApiError(
+    403, "The API key does not have permission for this model.", "permissions_error"
+)
+NO_MODEL: Final = ApiError(
+    404,
+    "The model `openai/gpt-oss-20b` does not exist or you do not have access to it.",
+    "invalid_request_error",
+    "model_not_found",
+)
+TOO_LARGE: Final = ApiError(
+    413,
+    "Request too large for model `openai/gpt-oss-20b` on tokens per minute (TPM).",
+    "tokens",
+    "rate_limit_exceeded",
+)
+UNPROCESSABLE: Final = ApiError(422, "Unprocessable Entity", "invalid_request_error")
+FAILED_DEPENDENCY: Final = ApiError(424, "Failed Dependency", "invalid_request_error")
+FLEX_FULL: Final = ApiError(
+    498, "Flex tier capacity exceeded.", "capacity_exceeded", "capacity_exceeded"
+)
 INTERNAL: Final = ApiError(500, "Internal Server Error", "internal_server_error")
+BAD_GATEWAY: Final = ApiError(502, "Bad Gateway", "internal_server_error")
 UNAVAILABLE: Final = ApiError(503, "Service Unavailable", "internal_server_error")
 
 

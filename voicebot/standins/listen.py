@@ -1,7 +1,8 @@
 """Deepgram `GET /v1/listen`: the WebSocket around `hearing.py`.
 
 Checks the upgrade, takes audio and control messages, sends results with a delay, closes as
-documented, and misbehaves as told. Everything about *what* is heard is in `hearing.py`.
+documented, and misbehaves as told. Everything about *what* is heard is in `hearing.py`, and
+what messages turn into on a bad day in `garble.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from voicebot.standins.deepgram_rules import (
     refuse,
     request_id,
 )
+from voicebot.standins.garble import BROKEN_FRAME, Garble, Garbler
 from voicebot.standins.hearing import SPEECH_DBOV, Features, Message, Recognizer
 from voicebot.standins.http11 import KEPT, Answer, Exchange
 from voicebot.standins.script import Conduct, Conducts, Rule, nth
@@ -97,7 +99,28 @@ class Heard(NamedTuple):
 Texts = Sequence[str] | Callable[[Heard], str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Close(NamedTuple):
+    """What a connection is closed with; 1005 goes out as a close frame without a code."""
+
+    code: int
+    reason: str = ""
+
+
+GOOD_BYE: Final = Close(1000)
+NET_0000: Final = Close(
+    1011,
+    "NET-0000: Deepgram did not provide a response message within the timeout window. "
+    "See https://dpgr.am/net0000",
+)
+NET_0001: Final = Close(
+    1011,
+    "NET-0001: Deepgram did not receive audio data or a text message within the timeout "
+    "window. See https://dpgr.am/net0001",
+)
+DATA_0000: Final = Close(1008, "DATA-0000: The payload cannot be decoded.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ListenConduct(Conduct):
     """How one connection is treated. Bytes are bytes of audio received."""
 
@@ -108,8 +131,8 @@ class ListenConduct(Conduct):
     keepalive_before_audio: bool = False
     speech_dbov: float = SPEECH_DBOV
     speech_final: bool = True  # False: as under steady noise, only UtteranceEnd comes
-    drop_after_bytes: int | None = None  # reset the connection
-    silent_after_bytes: int | None = None  # go on reading, never say anything again
+    close: Close = GOOD_BYE  # with `end_after_bytes`
+    garble: Garble | None = None  # what is wrong with the messages
 
 
 LISTEN: Final = ListenConduct()
@@ -162,8 +185,8 @@ class Listen:
         finally:
             self.connections_open -= 1
             listening.close_code = socket.close_code
-        if end is _CUT:
-            answer.drop(reset=True)
+        if end.cut:
+            answer.drop(reset=end.reset)
 
     def _text_of(self, connection: int, exchange: Exchange) -> Callable[[int], str]:
         texts, query = self.texts, exchange.query
@@ -173,20 +196,13 @@ class Listen:
 
 
 class _End(NamedTuple):
-    code: int = 0  # 0: without a close frame
-    reason: str = ""
+    close: Close | None = None  # None: without a close frame
     flush: bool = False  # what is on its way out is delivered first
+    cut: bool = False
+    reset: bool = False
 
 
 _GONE: Final = _End()
-_CUT: Final = _End(reason="cut on purpose")
-_CLOSED: Final = _End(1000, flush=True)
-_IDLE: Final = _End(
-    1011,
-    "NET-0001: Deepgram did not receive audio data or a text message within the timeout "
-    "window. See https://dpgr.am/net0001",
-)
-_NONSENSE: Final = _End(1008, "DATA-0000: The payload cannot be decoded.")
 
 
 class _Stream:
@@ -211,6 +227,7 @@ class _Stream:
             speech_dbov=conduct.speech_dbov,
             speech_final=conduct.speech_final,
         )
+        self._garbler = Garbler(conduct.garble)
         self._silent = False
         self._idle_at = trio.current_time() + conduct.idle_s
 
@@ -224,8 +241,8 @@ class _Stream:
                 end = await self._receive(outbox_send)
             if not end.flush:
                 nursery.cancel_scope.cancel(reason="connection over")
-        if end.code:
-            await self._socket.close(end.code, end.reason)
+        if end.close is not None:
+            await self._socket.close(*end.close)
         return end
 
     async def _deliver(
@@ -238,7 +255,10 @@ class _Stream:
             if self._silent:
                 continue
             try:
-                await self._socket.send(json.dumps(message))
+                if self._conduct.garble == "broken-frame":
+                    await self._socket.send_raw(BROKEN_FRAME)
+                for wire in self._garbler.turn(message):
+                    await self._socket.send(wire)
             except trio.BrokenResourceError:
                 connection.cancel(reason="client gone")
                 return
@@ -250,7 +270,7 @@ class _Stream:
             with trio.move_on_at(math.inf if self._silent else self._idle_at) as waiting:
                 message = await self._socket.receive()
             if waiting.cancelled_caught:
-                return _IDLE
+                return _End(NET_0001)
             if message is None:
                 return _GONE
             if isinstance(message, str):
@@ -258,7 +278,10 @@ class _Stream:
             elif message:
                 results, end = self._audio(message)
             else:
-                results, end = self._finish(), _CLOSED  # a zero-length frame closes, too
+                results, end = (
+                    self._finish(),
+                    _End(GOOD_BYE, flush=True),
+                )  # a zero-length frame closes, too
             due = trio.current_time() + self._conduct.result_delay_s
             for result in results:
                 await outbox.send((due, result))
@@ -269,18 +292,22 @@ class _Stream:
         self._listening.audio_bytes += len(audio)
         self._sha256.update(audio)
         self._idle_at = trio.current_time() + self._conduct.idle_s
-        received = self._listening.audio_bytes
-        if _reached(received, self._conduct.drop_after_bytes):
-            return [], _CUT
-        self._silent = _reached(received, self._conduct.silent_after_bytes)
-        return self._recognizer.hear(audio), None
+        stop, how = self._conduct.stop()
+        if self._listening.audio_bytes < stop:
+            return self._recognizer.hear(audio), None
+        if how == "stall":
+            self._silent = True
+            return [], None
+        if how == "end":
+            return [], _End(self._conduct.close)
+        return [], _End(cut=True, reset=how == "reset")
 
     def _control(self, text: str) -> tuple[list[Message], _End | None]:
         try:
             message = json.loads(text)
             kind = message["type"]
         except (ValueError, TypeError, KeyError):
-            return [], _NONSENSE
+            return [], _End(DATA_0000)
         self._listening.controls.append(str(kind))
         match kind:
             case "KeepAlive":
@@ -290,11 +317,11 @@ class _Stream:
             case "Finalize":
                 return self._recognizer.finalize(), None
             case "CloseStream":
-                return self._finish(), _CLOSED
+                return self._finish(), _End(GOOD_BYE, flush=True)
             case "Configure":
                 return [], None  # whether it is acknowledged is not settled; this one is silent
             case _:
-                return [], _NONSENSE
+                return [], _End(DATA_0000)
 
     def _finish(self) -> list[Message]:
         metadata = {
@@ -307,10 +334,6 @@ class _Stream:
             "channels": 1,
         }
         return [*self._recognizer.finish(), metadata]
-
-
-def _reached(count: int, limit: int | None) -> bool:
-    return limit is not None and count >= limit
 
 
 def _check(exchange: Exchange, api_key: str) -> Refusal | None:

@@ -40,15 +40,14 @@ _ALLOWED: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SpeakConduct(Conduct):
-    """How one request is treated. Bytes are bytes of the answer's body."""
+    """How one request is treated."""
 
     refusal: Refusal | None = None
     rate: float = RATE  # math.inf: all at once
     chunk_bytes: int = CHUNK_BYTES
-    stall_after_bytes: int | None = None  # then nothing more comes
-    drop_after_bytes: int | None = None  # then the connection ends without an end of the body
+    wav: bool = False  # as if no `container=none` had been asked for
 
 
 SPEAK: Final = SpeakConduct()
@@ -87,7 +86,7 @@ class Speak:
             return
         query = dict(exchange.query)
         body = speak(text, round(CHAR_MS / float(query.get("speed", "1"))))
-        bare = query.get("container") == "none"
+        bare = query.get("container") == "none" and not conduct.wav
         self.speeches.append(Speech(exchange, text, len(body)))
         headers = [
             ("Content-Type", "audio/mulaw;rate=8000" if bare else "audio/wav"),
@@ -100,16 +99,10 @@ class Speak:
 
 
 async def _stream(answer: Answer, body: bytes, conduct: SpeakConduct) -> None:
-    limits = (conduct.stall_after_bytes, conduct.drop_after_bytes)
-    stop = min((limit for limit in limits if limit is not None), default=len(body))
     begin = trio.current_time()
-    for at in range(0, min(stop, len(body)), conduct.chunk_bytes):
+    for at in range(0, len(body), conduct.chunk_bytes):
         await trio.sleep_until(begin + at / audio.BYTES_PER_S / conduct.rate)
-        await answer.write(body[at : min(at + conduct.chunk_bytes, stop)])
-    if conduct.drop_after_bytes == stop:
-        answer.drop(reset=False)
-    if conduct.stall_after_bytes == stop:
-        await trio.sleep_forever()
+        await answer.write(body[at : at + conduct.chunk_bytes])
     await answer.end()
 
 

@@ -56,9 +56,9 @@ _SUBRESOURCES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RestConduct(Conduct):
-    """How one request is treated."""
+    """How one request is treated. What only cuts the answer leaves the call placed."""
 
     refusal: ApiError | None = None
 

@@ -32,6 +32,10 @@ class ApiError:
 
 AUTHENTICATE: Final = ApiError(401, 20003, "Authenticate")
 NOT_FOUND: Final = ApiError(404, 20404, "The requested resource {} was not found")
+# No page says with what HTTP status this one comes.
+TOO_MANY_CALLS: Final = ApiError(429, 10004, "Call concurrency limit exceeded")
+INTERNAL: Final = ApiError(500, 20500, "An internal server error has occurred")
+UNAVAILABLE: Final = ApiError(503, 20503, "Service unavailable")
 TOO_MANY_REQUESTS: Final = ApiError(429, 20429, "Too Many Requests")
 NO_TO: Final = ApiError(400, 21201, "No 'To' number is specified")
 NO_FROM: Final = ApiError(400, 21213, "No 'From' number is specified")
@@ -53,6 +57,9 @@ UNVERIFIED_TO: Final = ApiError(
     400,
     21219,
     "The number {} is unverified. Trial accounts may only make calls to verified numbers.",
+)
+UNVERIFIED_TO_TRIAL: Final = ApiError(
+    400, 573005, "The number is unverified. Trial accounts may only call verified numbers."
 )
 NOT_IN_PROGRESS: Final = ApiError(400, 21220, "Call is not in-progress. Cannot redirect.")
 NOT_CANCELABLE: Final = ApiError(400, 21220, "Call is in-progress. Cannot cancel.")

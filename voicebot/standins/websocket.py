@@ -1,6 +1,6 @@
 """The server's end of a WebSocket after an upgrade, on wsproto.
 
-Whole messages in, text messages out. No compression is ever agreed to. Two tasks may send.
+Whole messages in and out. No compression is ever agreed to. Two tasks may send.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.connection import ConnectionState
 from wsproto.events import (
     AcceptConnection,
+    BytesMessage,
     CloseConnection,
     Event,
     Message,
@@ -37,9 +38,13 @@ class BadUpgrade(Exception):
 class WebSocket:
     """One open WebSocket. `close_code` is what the peer closed with, or 1006."""
 
-    def __init__(self, stream: trio.SocketStream, ws: WSConnection) -> None:
+    def __init__(
+        self, stream: trio.SocketStream, ws: WSConnection, drip_bytes: int | None, drip_s: float
+    ) -> None:
         self._stream = stream
         self._ws = ws
+        self._drip_bytes = drip_bytes
+        self._drip_s = drip_s
         self._sending = trio.Lock()
         self._events: deque[Event] = deque()
         self._parts: list[Any] = []  # all bytes or all str, as the frames of one message are
@@ -70,15 +75,23 @@ class WebSocket:
                 return None
             await self._read()
 
-    async def send(self, text: str) -> None:
-        """Send a text message; nothing, once either side has begun to close.
+    async def send(self, message: str | bytes) -> None:
+        """Send a text or a binary message; nothing, once either side has begun to close.
 
         Raises:
             trio.BrokenResourceError: the peer is gone.
 
         Cancellation: the message may be half written; drop the connection.
         """
-        await self._send(TextMessage(data=text))
+        if isinstance(message, str):
+            await self._send(TextMessage(data=message))
+        else:
+            await self._send(BytesMessage(data=message))
+
+    async def send_raw(self, data: bytes) -> None:
+        """Send bytes that are no frame. As `send`."""
+        async with self._sending:
+            await self._stream.send_all(data)
 
     async def close(self, code: int, reason: str = "") -> None:
         """Close, and give the peer a moment to answer. Bounded."""
@@ -94,7 +107,12 @@ class WebSocket:
             if self._ws.state is ConnectionState.OPEN or (
                 closing and self._ws.state is ConnectionState.REMOTE_CLOSING
             ):
-                await self._stream.send_all(self._ws.send(event))
+                frame = self._ws.send(event)
+                size = self._drip_bytes or len(frame)
+                for at in range(0, len(frame), size):
+                    await self._stream.send_all(frame[at : at + size])
+                    if self._drip_bytes is not None:
+                        await trio.sleep(self._drip_s)
 
     async def _read(self) -> None:
         try:
@@ -150,12 +168,16 @@ async def accept(
     request: h11.Request,
     headers: Sequence[tuple[str, str]],
     early: bytes,
+    drip_bytes: int | None = None,
+    drip_s: float = 0.0,
 ) -> WebSocket:
     """Answer an upgrade request with 101.
 
     Args:
         headers: sent with the 101.
         early: bytes that came right behind the request.
+        drip_bytes: of a frame at a time,
+        drip_s: and so long before the next. Closing takes as long, and has no bound then.
 
     Raises:
         BadUpgrade: nothing was sent.
@@ -170,7 +192,7 @@ async def accept(
     except (RemoteProtocolError, UnicodeDecodeError) as exc:  # the latter: bytes beyond ASCII
         raise BadUpgrade(str(exc)) from exc
     await stream.send_all(switch)
-    websocket = WebSocket(stream, ws)
+    websocket = WebSocket(stream, ws, drip_bytes, drip_s)
     if early:
         websocket.feed(early)
     return websocket
