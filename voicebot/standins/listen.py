@@ -203,6 +203,8 @@ class _End(NamedTuple):
 
 
 _GONE: Final = _End()
+_CLOSED: Final = _End(GOOD_BYE, flush=True)
+_NONSENSE: Final = _End(DATA_0000)
 
 
 class _Stream:
@@ -239,8 +241,10 @@ class _Stream:
             nursery.start_soon(self._deliver, outbox_receive, nursery.cancel_scope)
             with outbox_send:
                 end = await self._receive(outbox_send)
-            if not end.flush:
-                nursery.cancel_scope.cancel(reason="connection over")
+            if end.flush:  # deliver cancels this when all is said
+                while await self._socket.receive() is not None:
+                    pass
+            nursery.cancel_scope.cancel(reason="connection over")
         if end.close is not None:
             await self._socket.close(*end.close)
         return end
@@ -260,9 +264,9 @@ class _Stream:
                 for wire in self._garbler.turn(message):
                     await self._socket.send(wire)
             except trio.BrokenResourceError:
-                connection.cancel(reason="client gone")
-                return
+                break  # the client is gone
             self._listening.sent[message["type"]] += 1
+        connection.cancel(reason="all said")
 
     async def _receive(self, outbox: trio.MemorySendChannel[tuple[float, Message]]) -> _End:
         while True:
@@ -278,10 +282,9 @@ class _Stream:
             elif message:
                 results, end = self._audio(message)
             else:
-                results, end = (
-                    self._finish(),
-                    _End(GOOD_BYE, flush=True),
-                )  # a zero-length frame closes, too
+                results, end = self._finish(), _CLOSED  # a zero-length frame closes, too
+            if self._silent:
+                continue
             due = trio.current_time() + self._conduct.result_delay_s
             for result in results:
                 await outbox.send((due, result))
@@ -307,7 +310,7 @@ class _Stream:
             message = json.loads(text)
             kind = message["type"]
         except (ValueError, TypeError, KeyError):
-            return [], _End(DATA_0000)
+            return [], _NONSENSE
         self._listening.controls.append(str(kind))
         match kind:
             case "KeepAlive":
@@ -317,11 +320,11 @@ class _Stream:
             case "Finalize":
                 return self._recognizer.finalize(), None
             case "CloseStream":
-                return self._finish(), _End(GOOD_BYE, flush=True)
+                return self._finish(), _CLOSED
             case "Configure":
                 return [], None  # whether it is acknowledged is not settled; this one is silent
             case _:
-                return [], _End(DATA_0000)
+                return [], _NONSENSE
 
     def _finish(self) -> list[Message]:
         metadata = {

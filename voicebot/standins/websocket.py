@@ -22,6 +22,7 @@ from wsproto.events import (
     Ping,
     TextMessage,
 )
+from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import RemoteProtocolError
 
 MESSAGE_BYTES: Final = 1024 * 1024  # trio-websocket's own default
@@ -94,8 +95,13 @@ class WebSocket:
             await self._stream.send_all(data)
 
     async def close(self, code: int, reason: str = "") -> None:
-        """Close, and give the peer a moment to answer. Bounded."""
-        await self._send(CloseConnection(code=code, reason=reason))
+        """Close, and give the peer a moment to answer. Bounded.
+
+        1005 sends a close frame without a code.
+        """
+        # wsproto knows this one by identity, and would send 1000 for the number.
+        known = CloseReason.NO_STATUS_RCVD if code == CloseReason.NO_STATUS_RCVD else code
+        await self._send(CloseConnection(code=known, reason=reason))
         with trio.move_on_after(CLOSE_S):
             while await self.receive() is not None:
                 pass  # what the peer sent before it saw the close
