@@ -14,11 +14,13 @@ server that closes an idle connection is noticed at once and not by the next req
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import math
 import ssl
 from collections import Counter, deque
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -29,8 +31,6 @@ SPARE_S: Final = 30.0  # as for the pool's idle connections; balancers drop an i
 PAUSE_S: Final = 10.0  # after a spare that failed: a server in trouble is not knocked at
 
 log = logging.getLogger(__name__)
-
-_FAILURES: Final = (httpcore.NetworkError, httpcore.TimeoutException, OSError)
 
 
 class Spares(httpcore.AsyncNetworkBackend):
@@ -56,6 +56,7 @@ class Spares(httpcore.AsyncNetworkBackend):
         target = urlsplit(url)
         self.counts: Counter[str] = Counter()
         self._nursery = nursery
+        self._context = contextvars.copy_context()
         self._tls = target.scheme == "https"
         self._host = target.hostname or ""
         self._port = target.port or (443 if self._tls else 80)
@@ -77,7 +78,10 @@ class Spares(httpcore.AsyncNetworkBackend):
             return
         while len(self._ready) + self._opening < self._count:
             self._opening += 1
-            self._nursery.start_soon(self._keep, name="spare connection")
+            # A spare is not of the call whose request was the occasion.
+            self._context.run(
+                partial(self._nursery.start_soon, self._keep, name="spare connection")
+            )
 
     async def connect_tcp(
         self,
@@ -104,7 +108,7 @@ class Spares(httpcore.AsyncNetworkBackend):
         """Open a spare and keep it until it is taken, too old, or closed by the server."""
         try:
             stream = await self._open()
-        except _FAILURES as exc:
+        except Exception as exc:  # of whatever kind: a spare is nobody's error
             self._rest("failed", exc)
             return
         finally:
