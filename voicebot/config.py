@@ -116,6 +116,13 @@ class Settings(BaseSettings):
     # Models.
     deepgram_stt_model: str = Field("nova-3", description="speech to text, v1 listen")
     deepgram_tts_model: str = Field("aura-2-thalia-en", description="the voice")
+    deepgram_tts_transport: Literal["rest", "websocket"] = Field(
+        "rest",
+        description="how speech is asked for. rest: a request for each sentence, at most 15 at "
+        "once for a project. websocket: 45 or 60 at once, and a barge-in costs no connection, but "
+        "each takes 2,400 characters and 20 sentences a minute, and its corners are less "
+        "documented",
+    )
     groq_model: str = Field(
         "openai/gpt-oss-20b", description="production model of 2026, about 1,000 tokens/s"
     )

@@ -73,18 +73,9 @@ async def _open_speech(
 ) -> tuple[OpenTranscriber, Synthesizer]:
     if settings.deepgram:
         from voicebot.stt import open_transcriber
-        from voicebot.tts import open_synthesizer
 
         key = settings.deepgram_api_key.get_secret_value()
-        synthesizer = await stack.enter_async_context(
-            open_synthesizer(
-                url=settings.deepgram_url,
-                api_key=key,
-                model=settings.deepgram_tts_model,
-                spares=settings.spare_connections,
-            )
-        )
-        warmers.append(synthesizer.warm)
+        synthesizer = await _open_voice(stack, settings, key, warmers)
         transcriber = partial(
             open_transcriber,
             url=settings.deepgram_url,
@@ -97,3 +88,24 @@ async def _open_speech(
 
     speech = await stack.enter_async_context(open_local_speech(settings.voice))
     return speech.open_transcriber, speech
+
+
+async def _open_voice(
+    stack: AsyncExitStack, settings: Settings, key: str, warmers: list[Callable[[], None]]
+) -> Synthesizer:
+    url, model = settings.deepgram_url, settings.deepgram_tts_model
+    if settings.deepgram_tts_transport == "websocket":
+        from voicebot import tts_socket
+
+        by_socket = await stack.enter_async_context(
+            tts_socket.open_synthesizer(url=url, api_key=key, model=model)
+        )
+        warmers.append(by_socket.warm)
+        return by_socket
+    from voicebot import tts
+
+    by_rest = await stack.enter_async_context(
+        tts.open_synthesizer(url=url, api_key=key, model=model, spares=settings.spare_connections)
+    )
+    warmers.append(by_rest.warm)
+    return by_rest
