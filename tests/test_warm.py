@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -233,19 +234,24 @@ async def test_client_closed_at_every_step_of_opening_leaves_nothing(
 
 
 class Stream(httpcore.AsyncNetworkStream):
-    """A connection on which nothing happens."""
+    """A connection on which nothing happens, or that is lost after a while."""
 
-    def __init__(self) -> None:
+    def __init__(self, lost_after_s: float) -> None:
         self.closed = self.reading = False
+        self._lost_after_s = lost_after_s
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109  # httpcore's signature
         assert timeout is not None
         self.reading = True
         try:
-            await trio.sleep(timeout)
+            await trio.sleep(min(timeout, self._lost_after_s))
         finally:
             self.reading = False
-        raise httpcore.ReadTimeout
+        raise httpcore.ReadTimeout if timeout < self._lost_after_s else httpcore.ReadError
+
+    async def start_tls(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
+        await trio.sleep(0.2)
+        return self
 
     def get_extra_info(self, info: str) -> Any:
         assert info == "socket"
@@ -262,23 +268,26 @@ class Network(httpcore.AsyncNetworkBackend):
         self.streams: list[Stream] = []
         self.tries = 0
         self.down = False
+        self.lost_after_s = math.inf
 
     async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
         self.tries += 1
         await trio.sleep(0.2)
         if self.down:
             raise httpcore.ConnectError("down")
-        self.streams.append(Stream())
+        self.streams.append(Stream(self.lost_after_s))
         return self.streams[-1]
 
 
 @asynccontextmanager
-async def open_pretended(count: int) -> AsyncGenerator[tuple[Spares, Network]]:
+async def open_pretended(
+    count: int, url: str = "http://there"
+) -> AsyncGenerator[tuple[Spares, Network]]:
     network = Network()
     async with open_hidden_nursery("test") as nursery:
         spares = Spares(
             nursery,
-            "http://there",
+            url,
             count=count,
             ssl_context=tls_context(),
             connect_timeout_s=1,
@@ -354,6 +363,26 @@ async def test_taker_that_is_cancelled_closes_what_it_took(autojump_clock: MockC
         assert network.streams[0].closed
         await trio.lowlevel.checkpoint()
         assert spares.counts == {"opened": 1}
+
+
+async def test_connection_that_breaks_is_no_spare_any_more(autojump_clock: MockClock) -> None:
+    async with open_pretended(1) as (spares, network):
+        network.lost_after_s = 5.0
+        spares.warm()
+        await trio.sleep(6)
+        assert network.streams[0].closed
+        assert spares.counts == {"opened": 1, "closed": 1}
+
+
+async def test_spare_has_its_tls_behind_it(autojump_clock: MockClock) -> None:
+    async with open_pretended(1, "https://there") as (spares, network):
+        spares.warm()
+        await trio.sleep(1)
+        begun = trio.current_time()
+        stream = await spares.connect_tcp("there", 443)
+        assert stream.get_extra_info("socket") is network.streams[0]
+        assert await stream.start_tls(tls_context(), "there") is network.streams[0]
+        assert trio.current_time() == begun
 
 
 async def test_error_of_the_block_comes_out_of_a_client_as_it_is() -> None:
