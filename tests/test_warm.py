@@ -201,7 +201,7 @@ async def test_requests_cancelled_at_every_step_leave_no_spare_behind(
                         assert [chunk async for chunk in chunks] == [b"hello"]
 
                 assert await cancel_at_every_step(act) > 10
-                assert spares.counts["used"] > 10
+                assert spares.counts["used"] > 3  # how many, is a matter of time
                 await settle()
                 assert lost_connections(client._transport) == 0  # type: ignore[arg-type]  # ours
                 assert open_fds() == before + 2 * 2  # the spares, seen from both ends

@@ -62,6 +62,7 @@ class Spares(httpcore.AsyncNetworkBackend):
         self._port = target.port or (443 if self._tls else 80)
         self._count = count
         self._ssl_context = ssl_context
+        ssl_context.set_alpn_protocols(["http/1.1"])  # as the pool does, but before its first
         self._connect_timeout_s = connect_timeout_s
         self._network = httpcore.TrioBackend()
         self._ready: deque[_Spare] = deque()

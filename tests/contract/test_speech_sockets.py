@@ -92,7 +92,7 @@ async def test_limit_that_is_lower_than_documented_costs_a_socket_and_no_speech(
 
 
 async def test_idle_socket_that_is_closed_costs_nothing() -> None:
-    async with running(idle_s=0.1) as (synthesizer, deepgram):
+    async with running(idle_s=0.4) as (synthesizer, deepgram):
         for _ in range(3):
             assert await say(synthesizer, "Yes.") == speak("Yes.")
             while deepgram.speak_socket.connections_open:  # noqa: ASYNC110  # nothing else tells
