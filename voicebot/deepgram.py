@@ -102,13 +102,22 @@ def speak_body(text: str) -> bytes:
     Raises:
         LocalProtocolError: nothing to say, or more than one request may hold.
     """
+    check_speech_text(text)
+    return json.dumps({"text": text}).encode()
+
+
+def check_speech_text(text: str) -> None:
+    """Check that Deepgram would speak a text.
+
+    Raises:
+        LocalProtocolError: nothing to say, or more than one request may hold.
+    """
     if not text.strip():
         raise LocalProtocolError("a speech request needs text")
     if len(text) > MAX_SPEAK_CHARS:
         raise LocalProtocolError(
             f"{len(text)} characters in one speech request; at most {MAX_SPEAK_CHARS}"
         )
-    return json.dumps({"text": text}).encode()
 
 
 def check_speech(content_type: str, head: bytes) -> None:

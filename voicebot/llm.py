@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 
@@ -49,24 +49,28 @@ async def open_chats(
     api_key: str,
     models: Sequence[str],
     max_completion_tokens: int = MAX_COMPLETION_TOKENS,
+    spares: int = 0,
     ssl_context: ssl.SSLContext | None = None,
-) -> AsyncGenerator[tuple[ports.Chat, ...]]:
+) -> AsyncGenerator[tuple[GroqChat, ...]]:
     """Yield a chat for each model, for the whole process.
 
     Args:
         base_url: without `/openai/v1`, which the SDK appends.
         api_key: empty for a local server that wants none.
+        spares: connections to be ready beyond those in use; see `warm.py`.
 
     Owns: the connections to the server, shared by all chats and calls.
     """
-    async with open_client(ssl_context=ssl_context) as http:
+    async with open_client(ssl_context=ssl_context, url=base_url, spares=spares) as http:
         async with groq.AsyncGroq(
             api_key=api_key or "none",  # the SDK insists, and an empty header value is illegal
             base_url=base_url.rstrip("/").removesuffix("/openai/v1"),
             http_client=http,
             max_retries=0,  # the SDK would sleep for seconds, in silence; see Timeouts
         ) as client:
-            yield tuple(GroqChat(client, model, max_completion_tokens) for model in models)
+            yield tuple(
+                GroqChat(client, model, max_completion_tokens, http.warm) for model in models
+            )
 
 
 @asynccontextmanager
@@ -76,14 +80,16 @@ async def open_chat(
     api_key: str,
     model: str,
     max_completion_tokens: int = MAX_COMPLETION_TOKENS,
+    spares: int = 0,
     ssl_context: ssl.SSLContext | None = None,
-) -> AsyncGenerator[ports.Chat]:
+) -> AsyncGenerator[GroqChat]:
     """Yield a chat with one model; see `open_chats`."""
     async with open_chats(
         base_url=base_url,
         api_key=api_key,
         models=[model],
         max_completion_tokens=max_completion_tokens,
+        spares=spares,
         ssl_context=ssl_context,
     ) as (chat,):
         yield chat
@@ -97,7 +103,9 @@ class GroqChat:
         client: groq.AsyncGroq,
         model: str,
         max_completion_tokens: int = MAX_COMPLETION_TOKENS,
+        warm: Callable[[], None] = lambda: None,
     ) -> None:
+        self.warm = warm  # says that a reply is to be expected
         # Loads the SDK's resources, which holds the loop for 90 ms: now and not in a call.
         self._create = client.chat.completions.with_raw_response.create
         self._options: dict[str, Any] = {

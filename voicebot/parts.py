@@ -6,7 +6,7 @@ used, so that a server with keys does not load what it does not need, and the ot
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -29,46 +29,53 @@ async def open_ports(settings: Settings) -> AsyncGenerator[Ports]:
     async with AsyncExitStack() as stack:
         # Holds the loop for 0.1 s, once, before any call is taken; a thread would hold it too.
         open_ears = OpenEars(settings.hearing)
-        chat = await _open_chat(stack, settings)
-        transcriber, synthesizer = await _open_speech(stack, settings)
+        warmers: list[Callable[[], None]] = []  # of what talks over a network
+        chat = await _open_chat(stack, settings, warmers)
+        transcriber, synthesizer = await _open_speech(stack, settings, warmers)
+
+        def warm() -> None:
+            for each in warmers:
+                each()
+
         yield Ports(
             open_transcriber=transcriber,
             endpointing="provider" if settings.deepgram else "local",
             chat=chat,
             synthesizer=synthesizer,
             open_ears=open_ears,
+            warm=warm,
         )
 
 
-async def _open_chat(stack: AsyncExitStack, settings: Settings) -> Chat:
+async def _open_chat(
+    stack: AsyncExitStack, settings: Settings, warmers: list[Callable[[], None]]
+) -> Chat:
     if settings.groq:
         from voicebot.llm import open_chat
 
-        return await stack.enter_async_context(
+        chat = await stack.enter_async_context(
             open_chat(
                 base_url=settings.groq_base_url,
                 api_key=settings.groq_api_key.get_secret_value(),
                 model=settings.groq_model,
+                spares=settings.spare_connections,
             )
         )
+        warmers.append(chat.warm)
+        return chat
     from voicebot.brain.receptionist import ScriptedBrain
 
     return ScriptedBrain()
 
 
 async def _open_speech(
-    stack: AsyncExitStack, settings: Settings
+    stack: AsyncExitStack, settings: Settings, warmers: list[Callable[[], None]]
 ) -> tuple[OpenTranscriber, Synthesizer]:
     if settings.deepgram:
         from voicebot.stt import open_transcriber
-        from voicebot.tts import open_synthesizer
 
         key = settings.deepgram_api_key.get_secret_value()
-        synthesizer = await stack.enter_async_context(
-            open_synthesizer(
-                url=settings.deepgram_url, api_key=key, model=settings.deepgram_tts_model
-            )
-        )
+        synthesizer = await _open_voice(stack, settings, key, warmers)
         transcriber = partial(
             open_transcriber,
             url=settings.deepgram_url,
@@ -82,3 +89,24 @@ async def _open_speech(
 
     speech = await stack.enter_async_context(open_local_speech(settings.voice))
     return speech.open_transcriber, speech
+
+
+async def _open_voice(
+    stack: AsyncExitStack, settings: Settings, key: str, warmers: list[Callable[[], None]]
+) -> Synthesizer:
+    url, model = settings.deepgram_url, settings.deepgram_tts_model
+    if settings.deepgram_tts_transport == "websocket":
+        from voicebot import tts_socket
+
+        by_socket = await stack.enter_async_context(
+            tts_socket.open_synthesizer(url=url, api_key=key, model=model)
+        )
+        warmers.append(by_socket.warm)
+        return by_socket
+    from voicebot import tts
+
+    by_rest = await stack.enter_async_context(
+        tts.open_synthesizer(url=url, api_key=key, model=model, spares=settings.spare_connections)
+    )
+    warmers.append(by_rest.warm)
+    return by_rest

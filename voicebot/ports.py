@@ -229,7 +229,8 @@ class Ports:
     `endpointing` says who decides that the caller has finished: the recogniser, or our ears.
     `hang_up` ends the telephone call of that SID at the carrier, and that it is over already is
     no error; None where there is no carrier. It raises ProviderError; cancelled, the call may
-    have been ended.
+    have been ended. `warm` says that a call begins, so that what its replies will need can be made
+    ready; it returns at once and never fails.
     """
 
     open_transcriber: OpenTranscriber
@@ -239,3 +240,4 @@ class Ports:
     open_ears: Callable[[], Ears]
     tools: tuple[Tool, ...] = ()
     hang_up: Callable[[str], Awaitable[object]] | None = None
+    warm: Callable[[], None] = lambda: None

@@ -67,6 +67,7 @@ class _Calls:
                 return
             sid = socket.start.call_sid
             log.call_sid.set(sid)  # before the call starts a task: tasks inherit it
+            self._ports.warm()
 
             def record(summary: CallSummary) -> None:
                 self._board.store.summarise(sid, summary.as_json())

@@ -16,13 +16,20 @@ disturbs the others of its connection.
 from __future__ import annotations
 
 import functools
+import logging
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import httpcore
 import httpx
 import trio
+
+from voicebot.hidden import open_hidden_nursery
+from voicebot.warm import Spares
+
+log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S: Final = 30.0  # a call asks about every 8 s; balancers drop an idle peer after 60 s
 CLOSE_S: Final = 1.0  # closing a socket sends at most one TLS record; a full buffer may hold it
@@ -40,19 +47,45 @@ async def open_client(
     *,
     connect_timeout_s: float = 2.0,  # a healthy handshake takes 0.2 s, and the caller is waiting
     ssl_context: ssl.SSLContext | None = None,
-) -> AsyncGenerator[httpx.AsyncClient]:
+    url: str = "",
+    spares: int = 0,
+) -> AsyncGenerator[Client]:
     """Yield an HTTP client for the whole process.
+
+    Args:
+        url: the server to which so many `spares` are kept ready; see `warm.py`.
 
     Owns: all its connections; closed on leaving.
     """
-    async with httpx.AsyncClient(
-        transport=Transport(ssl_context or tls_context()),
-        # No pool timeout: the pool is unbounded and nobody waits for it.
-        timeout=httpx.Timeout(READ_S, connect=connect_timeout_s, pool=None),
-        # A compressing proxy would hold back the first bytes of a stream.
-        headers={"Accept-Encoding": "identity"},
-    ) as client:
-        yield client
+    context = ssl_context or tls_context()
+    # Owns: the spare connections. Ends when: the block is left.
+    async with open_hidden_nursery("client closed") as nursery:
+        network = Spares(
+            nursery,
+            url,
+            count=spares,
+            ssl_context=context,
+            connect_timeout_s=connect_timeout_s,
+        )
+        async with Client(
+            transport=Transport(context, network),
+            # No pool timeout: the pool is unbounded and nobody waits for it.
+            timeout=httpx.Timeout(READ_S, connect=connect_timeout_s, pool=None),
+            # A compressing proxy would hold back the first bytes of a stream.
+            headers={"Accept-Encoding": "identity"},
+        ) as client:
+            client.warm = network.warm
+            try:
+                yield client
+            finally:
+                if spares:
+                    log.info("spare_connections", extra={"counts": dict(network.counts)})
+
+
+class Client(httpx.AsyncClient):
+    """httpx's client. `warm()` says that requests are to be expected; it returns at once."""
+
+    warm: Callable[[], None]
 
 
 class Transport(httpx.AsyncHTTPTransport):
@@ -65,16 +98,22 @@ class Transport(httpx.AsyncHTTPTransport):
     connection is handed to its request.
     """
 
-    def __init__(self, ssl_context: ssl.SSLContext) -> None:
-        super().__init__(
-            verify=ssl_context,
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE_S
-            ),
+    def __init__(self, ssl_context: ssl.SSLContext, network: Spares | None = None) -> None:
+        super().__init__(verify=ssl_context)
+        self._network = network
+        # httpx does not hand a network on to httpcore. Nothing was opened in the pool it made.
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=ssl_context,
+            max_connections=None,
+            max_keepalive_connections=None,
+            keepalive_expiry=KEEP_ALIVE_S,
+            network_backend=network,
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request and return its response, body unread."""
+        if self._network is not None:
+            self._network.warm()
         connect = _Connect(tls=request.url.scheme == "https")
         request.extensions["trace"] = connect.trace
         request.stream = _Body(await request.aread())

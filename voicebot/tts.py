@@ -14,9 +14,9 @@ from typing import Final, Self
 import httpx
 import trio
 
-from voicebot import deepgram, ports
+from voicebot import deepgram
 from voicebot.errors import ProviderError, ProviderTimeout
-from voicebot.transport import open_client, reading
+from voicebot.transport import Client, open_client, reading
 
 ERROR_BODY_S: Final = 1.0  # a refusal is one small JSON object; its status alone will do
 _HEAD_BYTES: Final = 4  # of a WAV file, "RIFF"
@@ -24,20 +24,29 @@ _HEAD_BYTES: Final = 4  # of a WAV file, "RIFF"
 
 @asynccontextmanager
 async def open_synthesizer(
-    *, url: str, api_key: str, model: str, ssl_context: ssl.SSLContext | None = None
-) -> AsyncGenerator[ports.Synthesizer]:
+    *,
+    url: str,
+    api_key: str,
+    model: str,
+    spares: int = 0,
+    ssl_context: ssl.SSLContext | None = None,
+) -> AsyncGenerator[DeepgramSynthesizer]:
     """Yield a synthesizer for the whole process.
+
+    Args:
+        spares: connections to be ready beyond those in use; see `warm.py`.
 
     Owns: the connections to Deepgram, shared by all calls.
     """
-    async with open_client(ssl_context=ssl_context) as client:
+    async with open_client(ssl_context=ssl_context, url=url, spares=spares) as client:
         yield DeepgramSynthesizer(client, url=url, api_key=api_key, model=model)
 
 
 class DeepgramSynthesizer:
     """Speech over a client that others may share; see `ports.Synthesizer`."""
 
-    def __init__(self, client: httpx.AsyncClient, *, url: str, api_key: str, model: str) -> None:
+    def __init__(self, client: Client, *, url: str, api_key: str, model: str) -> None:
+        self.warm = client.warm  # says that speech is to be expected
         self._client = client
         self._url = deepgram.speak_url(url, model=model)
         self._headers = {"Authorization": f"Token {api_key}", "Content-Type": "application/json"}

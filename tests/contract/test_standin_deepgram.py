@@ -535,7 +535,7 @@ async def test_what_is_not_served_is_not_found() -> None:
     with trio.fail_after(5):
         async with open_deepgram() as deepgram, open_client(deepgram) as client:
             assert (await client.get("/v2/speak")).status_code == 404
-            assert (await client.get("/v1/speak")).status_code == 404
+            assert (await client.get("/v1/talk")).status_code == 404
 
 
 async def test_fifty_connections_at_once_and_nothing_is_left() -> None:

@@ -6,8 +6,8 @@ calls at once end the same way, so that a leak of one in a call is five.
 
 Idle keep-alive connections to providers stay, on purpose. Each is one descriptor of a pool, and
 one descriptor and one task of a stand-in; they are taken out of the count, and bounded by the
-number of calls. What a pool or a stand-in holds beyond that counts as a slot, and so does a line
-of the switchboard: there must be none.
+number of calls. Spare connections stay, too, as many as before. What a pool or a stand-in holds
+beyond that counts as a slot, and so does a line of the switchboard: there must be none.
 
 The 2 s begin when the server knows, or could know, that the call is over. On a machine that has
 more than twice as much to do as it has cores they are stretched in proportion, to 6 s at most.

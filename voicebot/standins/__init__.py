@@ -43,6 +43,7 @@ from voicebot.standins.http11 import Door, Exchange, HttpServer, Report
 from voicebot.standins.listen import LISTEN, Heard, ListenConduct, Texts
 from voicebot.standins.script import CALLER_TEXTS, Canned, Conduct, Conducts, Rule
 from voicebot.standins.speak import SPEAK, SpeakConduct
+from voicebot.standins.speak_socket import SPEAK_SOCKET, SpeakSocketConduct
 from voicebot.standins.twilio import ACCOUNT_SID, AUTH_TOKEN, REST, RestConduct, Twilio, open_twilio
 
 API_KEY = "standin"
@@ -126,6 +127,7 @@ async def open_standins(
     replies: Replies = quote_caller,
     listen: Rule[ListenConduct] = LISTEN,
     speak: Rule[SpeakConduct] = SPEAK,
+    speak_socket: Rule[SpeakSocketConduct] = SPEAK_SOCKET,
     chat: Rule[ChatConduct] = CHAT,
     rest: Rule[RestConduct] = REST,
     report: Report | None = None,
@@ -135,14 +137,20 @@ async def open_standins(
     Args:
         texts: what callers say.
         replies: what the model says.
-        listen, speak, chat, rest: the standing conducts: delays and faults.
+        listen, speak, speak_socket, chat, rest: the standing conducts: delays and faults.
         report: called when a request or a connection is over.
 
     Owns: three listening sockets and all connections.
     """
     async with (
         open_deepgram(
-            host, deepgram_port, texts=texts, listen=listen, speak=speak, report=report
+            host,
+            deepgram_port,
+            texts=texts,
+            listen=listen,
+            speak=speak,
+            speak_socket=speak_socket,
+            report=report,
         ) as deepgram,
         open_groq(host, groq_port, replies=replies, chat=chat, report=report) as groq,
         open_twilio(host, twilio_port, rest=rest, report=report) as twilio,
@@ -173,6 +181,7 @@ __all__ = [
     "RestConduct",
     "Rule",
     "SpeakConduct",
+    "SpeakSocketConduct",
     "Standins",
     "Texts",
     "Twilio",

@@ -24,6 +24,7 @@ from voicebot.standins import (
     RestConduct,
     Rule,
     SpeakConduct,
+    SpeakSocketConduct,
     open_standins,
 )
 from voicebot.standins.catalogue import HOSTS
@@ -177,6 +178,9 @@ async def _serve(args: argparse.Namespace) -> None:
             listen=rule("listen", ListenConduct(result_delay_s=args.result_ms / 1000)),
             speak=rule(
                 "speak", SpeakConduct(delay_s=args.first_byte_ms / 1000, rate=args.speech_rate)
+            ),
+            speak_socket=SpeakSocketConduct(
+                first_byte_s=args.first_byte_ms / 1000, rate=args.speech_rate
             ),
             chat=rule(
                 "chat",

@@ -5,7 +5,7 @@
         deepgram.listen.conducts.once(ListenConduct(refusal=TOO_MANY_REQUESTS))
 
 No network, no models: utterances are found by energy and their words come from a script; the
-voice is a tone per letter. Not served: the speech WebSocket.
+voice is a tone per letter.
 """
 
 from __future__ import annotations
@@ -19,16 +19,25 @@ from voicebot.standins.http11 import Answer, Exchange, HttpServer, Report, open_
 from voicebot.standins.listen import LISTEN, Listen, ListenConduct, Texts
 from voicebot.standins.script import CALLER_TEXTS, Rule
 from voicebot.standins.speak import SPEAK, Speak, SpeakConduct
+from voicebot.standins.speak_socket import SPEAK_SOCKET, SpeakSocket, SpeakSocketConduct
 
 
 class Deepgram:
     """Control and inspection of a running stand-in."""
 
-    def __init__(self, server: HttpServer, listen: Listen, flux: Flux, speak: Speak) -> None:
+    def __init__(
+        self,
+        server: HttpServer,
+        listen: Listen,
+        flux: Flux,
+        speak: Speak,
+        speak_socket: SpeakSocket,
+    ) -> None:
         self.server = server
         self.listen = listen
         self.flux = flux
         self.speak = speak
+        self.speak_socket = speak_socket
 
     @property
     def url(self) -> str:
@@ -45,6 +54,7 @@ async def open_deepgram(
     texts: Texts = CALLER_TEXTS,
     listen: Rule[ListenConduct] = LISTEN,
     speak: Rule[SpeakConduct] = SPEAK,
+    speak_socket: Rule[SpeakSocketConduct] = SPEAK_SOCKET,
     report: Report | None = None,
 ) -> AsyncGenerator[Deepgram]:
     """Serve the stand-in while the block runs.
@@ -54,6 +64,7 @@ async def open_deepgram(
         texts: what callers say.
         listen: the standing conduct of `/v1/listen` and of `/v2/listen`.
         speak: the standing conduct of `/v1/speak`.
+        speak_socket: that of the WebSocket there.
         report: called when a request or a connection is over.
 
     Owns: the listening socket and all connections.
@@ -61,6 +72,7 @@ async def open_deepgram(
     listening = Listen(api_key, texts, listen)
     taking_turns = Flux(api_key, texts, listen)
     speaking = Speak(api_key, speak)
+    conversing = SpeakSocket(api_key, speak_socket)
 
     async def route(exchange: Exchange, answer: Answer) -> None:
         match exchange.method, exchange.path:
@@ -68,10 +80,12 @@ async def open_deepgram(
                 await listening.answer(exchange, answer)
             case "GET", "/v2/listen":
                 await taking_turns.answer(exchange, answer)
+            case "GET", "/v1/speak":
+                await conversing.answer(exchange, answer)
             case "POST", "/v1/speak":
                 await speaking.answer(exchange, answer)
             case _:
                 await refuse(exchange, answer, NOT_FOUND)
 
     async with open_http_server("deepgram", route, host, port, report) as server:
-        yield Deepgram(server, listening, taking_turns, speaking)
+        yield Deepgram(server, listening, taking_turns, speaking, conversing)

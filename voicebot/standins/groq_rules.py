@@ -139,12 +139,6 @@ NO_MODEL: Final = ApiError(
     "invalid_request_error",
     "model_not_found",
 )
-TOO_LARGE: Final = ApiError(
-    413,
-    "Request too large for model `openai/gpt-oss-20b` on tokens per minute (TPM).",
-    "tokens",
-    "rate_limit_exceeded",
-)
 UNPROCESSABLE: Final = ApiError(422, "Unprocessable Entity", "invalid_request_error")
 FAILED_DEPENDENCY: Final = ApiError(424, "Failed Dependency", "invalid_request_error")
 FLEX_FULL: Final = ApiError(
