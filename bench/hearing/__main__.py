@@ -3,6 +3,7 @@
     python -m bench.hearing                     the part that settings are chosen on
     python -m bench.hearing --held-out          the other, once a release; the run is counted
     python -m bench.hearing --only turns        ears, calls, echo, policies, turns or flux
+    python -m bench.hearing --only peer         Pipecat's analyzer on the same lines; installs it
 
 Nothing is tuned to a clip: which are played is drawn by the seed. Not covered: coughs, streets,
 singing, noise suppression at the far end, echo that is not linear.
@@ -18,11 +19,13 @@ from typing import Final
 
 from bench.hearing.calls import print_calls, print_echo, print_flux, print_policies, print_turns
 from bench.hearing.ears import print_ears
+from bench.hearing.peer import print_peer
 from bench.hearing.sounds import load_part
 from voicebot.hearing import Hearing
 
 RUNS: Final = Path(__file__).parent / "held_out_runs.jsonl"
 TABLES: Final = ("ears", "calls", "echo", "policies", "turns", "flux")
+NAMED_ONLY: Final = ("peer",)  # takes half a gigabyte of other people's packages
 
 
 def main() -> None:
@@ -34,7 +37,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=300, help="utterances per set; 299 tell 1 %%")
     parser.add_argument("--minutes", type=float, default=2.0, help="of each kind of non-speech")
     parser.add_argument("--held-out", action="store_true")
-    parser.add_argument("--only", choices=TABLES, action="append")
+    parser.add_argument("--only", choices=TABLES + NAMED_ONLY, action="append")
     args = parser.parse_args()
 
     part = load_part("held-out" if args.held_out else "tuning", args.seed)
@@ -59,6 +62,8 @@ def main() -> None:
                 print_turns(part, args.seed, fewer)
             case "flux":
                 print_flux(part, args.seed, fewer)
+            case "peer":
+                print_peer(part, Hearing(), args.seed, args.clips, args.minutes)
         print(flush=True)
 
 

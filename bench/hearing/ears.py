@@ -12,7 +12,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -114,16 +114,10 @@ def judge(tally: Tally, found: list[Edge], onset_ms: float, end_ms: float) -> No
         tally.releases.append(fall.at_ms - end_ms)
 
 
-def onsets(
-    name: str,
-    open_ears: OpenEars,
-    clips: list[Clip],
-    snr_db: float,
-    noises: list[Samples],
-    rng: random.Random,
-) -> str:
-    """Return the row of a set of utterances in noise."""
-    tally = Tally([], [], [])
+def mixtures(
+    clips: list[Clip], snr_db: float, noises: list[Samples], rng: random.Random
+) -> Iterator[tuple[Samples, float, float]]:
+    """Yield each utterance in noise, 3 s into its line, with its true onset and end in ms."""
     for number, clip in enumerate(clips):
         lead_ms = 3_000 + rng.uniform(0, 32)
         speech_dbov = rng.choice(CALLER_DBOV)
@@ -134,15 +128,28 @@ def onsets(
         noise = np.resize(noise[start:], len(speech))
         gain_db = max(speech_dbov - snr_db, LINE_DBOV) - level(noise)
         line = mix(speech, noise * 10 ** (gain_db / 20))
-        found = list(edges(open_ears(), line))
-        judge(tally, found, lead_ms + clip.onset_ms, lead_ms + clip.end_ms)
+        yield line, lead_ms + clip.onset_ms, lead_ms + clip.end_ms
+
+
+def onsets(
+    name: str,
+    open_ears: OpenEars,
+    clips: list[Clip],
+    snr_db: float,
+    noises: list[Samples],
+    rng: random.Random,
+) -> str:
+    """Return the row of a set of utterances in noise."""
+    tally = Tally([], [], [])
+    for line, onset_ms, end_ms in mixtures(clips, snr_db, noises, rng):
+        judge(tally, list(edges(open_ears(), line)), onset_ms, end_ms)
     return tally.row(name)
 
 
-def false_triggers(ears: CallerEars, line: Samples, bot: Samples | None = None) -> int:
+def false_triggers(found: Iterable[Edge]) -> int:
     """Return how many rises would have stopped the bot."""
     count, last = 0, -REFRACTORY_MS
-    for edge in edges(ears, line, bot):
+    for edge in found:
         if edge.rise and edge.at_ms - last >= REFRACTORY_MS:
             count, last = count + 1, edge.at_ms
     return count
@@ -158,7 +165,8 @@ def echo_row(
     bot = np.concatenate([to_level(clip.samples, BOT_DBOV) for clip in clips])[: 180 * RATE]
     noise = to_level(pink(noise_rng, len(bot) / RATE + 1), line_dbov)
     ears = open_ears()
-    triggers = false_triggers(ears, mix(noise, np.concatenate([delay, bot * gain])), bot)
+    echo = mix(noise, np.concatenate([delay, bot * gain]))
+    triggers = false_triggers(edges(ears, echo, bot))
     tally = Tally([], [], [])
     for clip in clips:
         start = rng.randrange(max(1, len(bot) - 12 * RATE))
@@ -219,13 +227,22 @@ def noises(part: Part, seed: int) -> list[tuple[str, Samples]]:
     ]
 
 
+def sentences(clips: list[Clip]) -> list[Clip]:
+    """Return the long ones."""
+    return [clip for clip in clips if clip.end_ms - clip.onset_ms > 1_200]
+
+
+def short_words(clips: list[Clip]) -> list[Clip]:
+    """Return the short ones."""
+    return [clip for clip in clips if clip.end_ms - clip.onset_ms <= 1_000]
+
+
 def print_ears(part: Part, hearing: Hearing, seed: int, count: int, minutes: float) -> None:
     """Print all tables about the ears, with Silero where it is installed."""
     rng = random.Random(seed)
     open_ears = OpenEars(hearing)
     clips = part.clips
-    long = [clip for clip in clips if clip.end_ms - clip.onset_ms > 1_200][:count]
-    short = [clip for clip in clips if clip.end_ms - clip.onset_ms <= 1_000][:count]
+    long, short = sentences(clips)[:count], short_words(clips)[:count]
     small = [young for clip in clips[: 2 * count] if (young := child(clip))][:count]
     sounds = [samples for _, samples in noises(part, seed)]
     alone = OpenEars(hearing, with_silero=False)
@@ -252,7 +269,7 @@ def print_ears(part: Part, hearing: Hearing, seed: int, count: int, minutes: flo
     print("\n| not speech | minutes | false/min | webrtcvad alone |\n|---|---|---|---|")
     for name, line in non_speech(rng, part.music, minutes * 60):
         length = len(line) / RATE / 60
-        count_of = [false_triggers(ears(), line) / length for ears in (open_ears, alone)]
+        count_of = [false_triggers(edges(ears(), line)) / length for ears in (open_ears, alone)]
         print(f"| {name} | {length:.1f} | {count_of[0]:.1f} | {count_of[1]:.1f} |")
 
     print("\n| CPU µs per 20 ms | n | min | median | mean | p95 | ms per call-second |")
