@@ -43,6 +43,7 @@ from voicebot.errors import (
     ReplyCut,
     SocketClosed,
 )
+from voicebot.failover import FailoverChat, FailoverVoice
 from voicebot.floor import Bell, Floor
 from voicebot.plan import CallPlan
 from voicebot.playout import Cut, Epoch, Ledger
@@ -52,6 +53,7 @@ from voicebot.reel import Reel
 from voicebot.ring import Ring
 from voicebot.sentences import SentenceSplitter
 from voicebot.toolbox import BROKEN_OFF, HANG_UP_RESULT, NOT_STARTED, TOO_LATE, Job, Toolbox
+from voicebot.tries import Alternatives
 from voicebot.turns import (
     EndOfTurn,
     Finalize,
@@ -262,6 +264,13 @@ class _Call:
         self._turns = Turns(plan.endpointing, ports.endpointing, plan.interruption, plan.language)
         self._toolbox = Toolbox(ports.tools, may_hang_up=plan.may_hang_up)
         self._dialog = Dialog(plan.prompt, self._toolbox.offered, plan.context_tokens)
+        rules = plan.timeouts.retrying
+        self._chat = FailoverChat(
+            Alternatives.of(ports.chat, rules), plan.timeouts, self._provider_failed
+        )
+        self._speech = FailoverVoice(
+            Alternatives.of(ports.synthesizer, rules), plan.timeouts, self._provider_failed
+        )
         self._framer = audio.Framer()
         self._ring = Ring()
         self._fed = Bell()
@@ -308,6 +317,13 @@ class _Call:
 
     def _note(self, what: str, **detail: Any) -> float:
         return self._journal.note(trio.current_time(), what, **detail)
+
+    def _provider_failed(self, error: ProviderError, left_alone: bool) -> None:
+        self._journal.count("provider_failures")
+        self._note(
+            "provider_failed", provider=error.provider, error=str(error), left_alone=left_alone
+        )
+        _log.warning("provider_failed", exc_info=error)
 
     # The writer.
 
@@ -717,25 +733,18 @@ class _Call:
         tools: Sequence[Tool],
     ) -> list[ToolCall]:
         """Stream one answer of the language model; return the tools it asks for."""
-        timeouts, calls = self._plan.timeouts, []
+        calls = []
         try:
-            with trio.fail_after(timeouts.first_token_s) as patience:
-                messages = self._dialog.messages("" if reply.begun else reply.text)
-                async with self._ports.chat.open_reply(messages, tools) as answer:
-                    async for delta in answer:
-                        patience.deadline = math.inf  # waiting for synth is not the model's fault
-                        if isinstance(delta, ToolCall):
-                            calls.append(self._toolbox.name(delta))
-                        else:
-                            for piece in splitter.push(delta):
-                                await self._give(piece, pieces, reply)
-                        patience.deadline = trio.current_time() + timeouts.token_gap_s
-                    patience.deadline = math.inf
-                    for piece in splitter.flush():  # and not behind a stream slow to close
-                        await self._give(piece, pieces, reply)
-                    patience.deadline = trio.current_time() + timeouts.token_gap_s
-        except trio.TooSlowError as exc:
-            raise ProviderTimeout("chat", "no text in time") from exc
+            messages = self._dialog.messages("" if reply.begun else reply.text)
+            async with self._chat.open_reply(messages, tools) as answer:
+                async for delta in answer:
+                    if isinstance(delta, ToolCall):
+                        calls.append(self._toolbox.name(delta))
+                    else:
+                        for piece in splitter.push(delta):
+                            await self._give(piece, pieces, reply)
+                for piece in splitter.flush():  # and not behind a stream slow to close
+                    await self._give(piece, pieces, reply)
         except ReplyCut as cut:
             self._journal.count("replies_cut")
             self._note("reply_cut", reason=cut.reason)
@@ -857,10 +866,11 @@ class _Call:
                     try:
                         await self._synthesise(piece, reply)
                     except ProviderError:
-                        if reply.reel.length > before:
+                        if reply.reel.length == before:
                             raise
-                        self._journal.count("synthesis_retries")
-                        await self._synthesise(piece, reply)  # nothing of it was heard yet
+                        # It broke off: as people do, the sentence is begun again.
+                        self._journal.count("synthesis_restarts")
+                        await self._synthesise(piece, reply)
                     self._speech_failures = 0
             except ProviderError:
                 self._journal.count("synthesis_failures")
@@ -868,27 +878,21 @@ class _Call:
                 _log.warning("synthesis_failed", exc_info=True)
                 self._speech_failures += 1
                 self._thinking.cancel(reason="synthesis failed")  # nobody takes its pieces
-                if self._speech_failures >= self._plan.timeouts.speech_failures:
+                if self._speech_failures >= self._plan.timeouts.failures:
                     self.end(Outcome.NO_SPEECH)
         reply.reel.close()
         reply.moved.ring()
 
     async def _synthesise(self, piece: str, reply: _Reply) -> None:
-        timeouts, reel = self._plan.timeouts, reply.reel
+        reel = reply.reel
         reel.begin(piece)
-        try:
-            with trio.fail_after(timeouts.first_audio_s) as patience:
-                async with self._ports.synthesizer.open_speech(piece) as chunks:
-                    async for chunk in chunks:
-                        patience.deadline = math.inf  # waiting for the caller to listen is not late
-                        reel.append(chunk)
-                        self._first("first_audio", reply)
-                        reply.moved.ring()
-                        while reel.length - reply.spoken > REEL_AHEAD_S * audio.BYTES_PER_S:
-                            await reply.moved.wait()
-                        patience.deadline = trio.current_time() + timeouts.audio_gap_s
-        except trio.TooSlowError as exc:
-            raise ProviderTimeout("speech", "no audio in time") from exc
+        async with self._speech.open_speech(piece) as chunks:
+            async for chunk in chunks:
+                reel.append(chunk)
+                self._first("first_audio", reply)
+                reply.moved.ring()
+                while reel.length - reply.spoken > REEL_AHEAD_S * audio.BYTES_PER_S:
+                    await reply.moved.wait()
         reel.end()
 
     # The speak scope: the reel and the writer, no provider, no await in cleanup.

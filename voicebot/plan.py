@@ -7,27 +7,55 @@ from dataclasses import dataclass, field
 from voicebot.context import CONTEXT_TOKENS
 from voicebot.patience import Endpointing
 from voicebot.playout import Pacing
+from voicebot.tries import Retrying
 from voicebot.turns import Interruption
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Bounds on every wait of a call for somebody else, in seconds."""
+    """Bounds on every wait of a call for somebody else, in seconds, and what happens then.
+
+    The one policy for lateness and failure of providers: how long each is waited for, how often
+    it is tried (`tries.py`), and what the caller hears meanwhile.
+    """
 
     media_s: float = 5.0  # no audio of the caller: the stream is dead, whatever TCP says
-    first_token_s: float = 6.0  # people hang up after a few seconds of silence
-    token_gap_s: float = 4.0  # a model that stalls mid-answer does not come back
-    first_audio_s: float = 6.0  # as for the first token
-    audio_gap_s: float = 4.0  # as for the gap between tokens
     call_s: float = 3_600.0  # a call this long is a forgotten handset; Twilio's own limit is 4 h
+
+    # The language model.
+    first_token_s: float = 2.5  # of one try: ten times what is usual, and a second fits in
+    token_gap_s: float = 4.0  # a model that stalls mid-answer does not come back
+    answer_tries: int = 3  # one may be bad luck, two an outage; the third is another model's
+    answer_s: float = 6.0  # for all tries: people hang up after a few seconds of silence
+
+    # The voice.
+    first_audio_s: float = 2.0  # of one try; 0.2 s is usual
+    # Behind what was played: a drip that is slower than speech is a stall as well.
+    audio_gap_s: float = 2.0
+    speech_tries: int = 3  # as for the model
+
+    # The recogniser.
     transcriber_tries: int = 3  # openings of the recogniser in a row that may fail
     transcriber_pause_s: float = 0.5  # before the second try, then doubled
-    speech_failures: int = 2  # replies in a row that could not be spoken, before giving up
+
+    # Providers that are down (`tries.Retrying`).
+    breaker_failures: int = 3  # in a row; one or two are bad luck on any network
+    breaker_s: float = 20.0  # an outage lasts minutes, a restart seconds
+
+    # What the caller hears meanwhile.
+    filler_s: float = 3.0  # of silence, then somebody is still there; longer is a dead line
+    failures: int = 2  # replies in a row that could not be given, before the bot gives up
+
     # An answer waits this long for a tool of the turn before; then it is said to be running.
     tool_patience_s: float = 2.0
     # These two and the close of the socket follow each other, and nothing is left after 2 s.
     tool_grace_s: float = 0.8  # for a tool that must not be torn when the call ends under it
     hang_up_s: float = 0.6  # for the carrier to end the call: a new connection and an answer
+
+    @property
+    def retrying(self) -> Retrying:
+        """What of it is shared by all calls."""
+        return Retrying(self.breaker_failures, self.breaker_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +65,8 @@ class CallPlan:
     prompt: str
     greeting: str
     apology: str = "Sorry, I did not manage that. Could you say it again, please?"
+    fillers: tuple[str, ...] = ("One moment, please.", "I am still here, just a moment.")
+    trouble: str = "I am sorry, something is not working here. Please call again later. Goodbye."
     farewell: str = "Sorry, I cannot hear you any more. Please call again. Goodbye."
     goodbye: str = "Goodbye."  # said where the model hangs up without a word
     may_hang_up: bool = True  # whether the model is offered to end the call

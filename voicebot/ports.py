@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from voicebot import twilio
+from voicebot.tries import Alternatives
 
 
 class MediaSocket(Protocol):
@@ -126,6 +127,14 @@ OpenTranscriber = Callable[[], AbstractAsyncContextManager[Transcriber]]
 
 
 @dataclass(frozen=True, slots=True)
+class Recogniser:
+    """A recogniser, and who decides with it that the caller has finished."""
+
+    open: OpenTranscriber
+    endpointing: Literal["provider", "local"]
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCall:
     """A model's request to run a tool. `arguments` is JSON as the model wrote it, unchecked."""
 
@@ -226,17 +235,19 @@ class Ears(Protocol):
 class Ports:
     """Everything one call talks to, apart from its socket.
 
-    `endpointing` says who decides that the caller has finished: the recogniser, or our ears.
+    Of recognisers, language models and voices there may be several, of which the first is used
+    that works. `endpointing` says who decides that the caller has finished, the recogniser or our
+    ears, where there is one recogniser.
     `hang_up` ends the telephone call of that SID at the carrier, and that it is over already is
     no error; None where there is no carrier. It raises ProviderError; cancelled, the call may
     have been ended. `warm` says that a call begins, so that what its replies will need can be made
     ready; it returns at once and never fails.
     """
 
-    open_transcriber: OpenTranscriber
+    open_transcriber: OpenTranscriber | Alternatives[Recogniser]
     endpointing: Literal["provider", "local"]
-    chat: Chat
-    synthesizer: Synthesizer
+    chat: Chat | Alternatives[Chat]
+    synthesizer: Synthesizer | Alternatives[Synthesizer]
     open_ears: Callable[[], Ears]
     tools: tuple[Tool, ...] = ()
     hang_up: Callable[[str], Awaitable[object]] | None = None

@@ -13,7 +13,7 @@ before it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,6 +33,7 @@ class _Clause:
     voice_start: int | None = None  # first audible byte; None until there is one
     end: int | None = None  # None while it is being synthesised
     voice_end: int = 0
+    aside: bool = False  # no part of the reply
 
 
 class Reel:
@@ -52,11 +53,15 @@ class Reel:
     def begin(self, text: str) -> None:
         """Start a clause; the audio that follows speaks it.
 
-        A clause begun before that got no audio and no end is taken back: it failed.
+        A clause begun before that got no end has failed, and is taken back. If it has audio that
+        stays, and is an aside.
         """
         if self._clauses and self._clauses[-1].end is None:
-            assert self._clauses[-1].start == self.length  # only what is unheard is begun anew
-            self._clauses.pop()
+            if self._clauses[-1].start == self.length:
+                self._clauses.pop()
+            else:
+                self._clauses[-1].aside = True
+                self.end()
         self._clauses.append(_Clause(text, self.length))
 
     def append(self, chunk: bytes) -> None:
@@ -76,6 +81,22 @@ class Reel:
         kept = max(clause.start, self._offset)
         tail = _last_audible(bytes(self._audio[kept - self._offset :]))
         clause.voice_end = clause.start if tail is None else kept + tail
+
+    def interject(self, text: str, sound: bytes) -> None:
+        """Add an aside, whole: sound that is no part of the reply. Not inside a clause's audio."""
+        begun = self._clauses.pop() if self._clauses and self._clauses[-1].end is None else None
+        assert begun is None or begun.start == self.length
+        self._clauses.append(_Clause(text, self.length, aside=True))
+        self.append(sound)
+        self.end()
+        if begun is not None:
+            self._clauses.append(_Clause(begun.text, self.length))
+
+    @property
+    def between_clauses(self) -> bool:
+        """Whether there is no audio of a clause that has not ended."""
+        last = self._clauses[-1] if self._clauses else None
+        return last is None or last.end is not None or last.start == self.length
 
     def close(self) -> None:
         """Say that nothing more will come."""
@@ -97,9 +118,10 @@ class Reel:
         """Return the words a listener has heard who has heard that many bytes.
 
         A word counts from the middle of its sound on. `first` and `behind` are clauses, counted
-        from 0 in the order they were begun: only what is between them is returned.
+        from 0 in the order they were begun: only what is between them is returned. Asides do not
+        count, and are left out.
         """
-        words = self._words(first, behind)
+        words = self._words([it for it in self._clauses if not it.aside][first:behind])
         return " ".join(word for word, start, end in words if (start + end) / 2 <= position)
 
     def word_edge(self, position: int) -> int:
@@ -109,7 +131,7 @@ class Reel:
         who was disturbed hears it again. Never before what has been forgotten.
         """
         edge = 0
-        for _, start, _ in self._words():
+        for _, start, _ in self._words(self._clauses):
             if start >= position:
                 break
             edge = int(start)
@@ -117,15 +139,13 @@ class Reel:
 
     def words_between(self, start: float, end: float) -> str:
         """Return the words of which a part is between two positions."""
-        words = self._words()
+        words = self._words(self._clauses)
         return " ".join(word for word, first, last in words if last > start and first < end)
 
-    def _words(
-        self, first: int = 0, behind: int | None = None
-    ) -> Iterator[tuple[str, float, float]]:
+    def _words(self, clauses: Iterable[_Clause]) -> Iterator[tuple[str, float, float]]:
         """Yield each word with the positions at which it begins and ends."""
         rate = self._bytes_per_char()
-        for clause in self._clauses[first:behind]:
+        for clause in clauses:
             if clause.voice_start is None:
                 continue
             length = max(1, len(clause.text))
@@ -143,7 +163,7 @@ class Reel:
     def _bytes_per_char(self) -> float:
         spoken = chars = 0
         for clause in self._clauses:
-            if clause.end is not None and clause.voice_start is not None:
+            if clause.end is not None and clause.voice_start is not None and not clause.aside:
                 spoken += clause.voice_end - clause.voice_start
                 chars += len(clause.text)
         return spoken / chars if chars and spoken > 0 else DEFAULT_BYTES_PER_CHAR

@@ -1,0 +1,206 @@
+"""The language model and the voice of one call, with what happens when a provider fails.
+
+Each implements its port on top of alternatives (`tries.py`): a deadline for the beginning of
+an answer and one for its gaps, another try where nothing of it was used yet, and every failure
+told to the call, whose timeline it belongs on. A failure in the middle of an answer is the
+caller's of the port: only the call knows what was made of the beginning.
+
+Cancellation: as in the ports; a try that failed is let go of before the next begins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Generic, Self, TypeVar
+
+import trio
+
+from voicebot import audio
+from voicebot.errors import ProviderError, ProviderTimeout, ReplyCut
+from voicebot.plan import Timeouts
+from voicebot.ports import Chat, Message, Synthesizer, Tool, ToolCall
+from voicebot.tries import Alternatives, PartT
+
+ItemT = TypeVar("ItemT")
+
+#: Told of each failure: what failed, and whether its provider is left alone from now on.
+OnFailure = Callable[[ProviderError, bool], None]
+
+
+class FailoverChat:
+    """`ports.Chat` of one call."""
+
+    def __init__(
+        self, chats: Alternatives[Chat], timeouts: Timeouts, on_failure: OnFailure
+    ) -> None:
+        self._chats = chats
+        self._timeouts = timeouts
+        self._on_failure = on_failure
+
+    @asynccontextmanager
+    async def open_reply(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = ()
+    ) -> AsyncGenerator[AsyncIterator[str | ToolCall]]:
+        """Stream one answer; see `ports.Chat`."""
+        timeouts = self._timeouts
+        tries = _Tries(
+            self._chats,
+            timeouts.answer_tries,
+            timeouts.answer_s,
+            lambda chat: chat.open_reply(messages, tools),
+            self._on_failure,
+        )
+        async with tries.open(timeouts.first_token_s, _Gaps(timeouts.token_gap_s)) as answer:
+            yield answer
+
+
+class FailoverVoice:
+    """`ports.Synthesizer` of one call."""
+
+    def __init__(
+        self, voices: Alternatives[Synthesizer], timeouts: Timeouts, on_failure: OnFailure
+    ) -> None:
+        self._voices = voices
+        self._timeouts = timeouts
+        self._on_failure = on_failure
+
+    @asynccontextmanager
+    async def open_speech(self, text: str) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """Stream one piece of speech; see `ports.Synthesizer`."""
+        timeouts = self._timeouts
+        tries = _Tries(
+            self._voices,
+            timeouts.speech_tries,
+            math.inf,
+            lambda voice: voice.open_speech(text),
+            self._on_failure,
+        )
+        async with tries.open(timeouts.first_audio_s, _RealTime(timeouts.audio_gap_s)) as chunks:
+            yield chunks
+
+
+class _Gaps(Generic[ItemT]):
+    """Each item may come so long after the one before was taken."""
+
+    def __init__(self, gap_s: float) -> None:
+        self._gap_s = gap_s
+
+    def taken(self, item: ItemT, now: float) -> None:
+        """Note an item."""
+
+    def due(self, now: float) -> float:
+        """Return until when the next may come."""
+        return now + self._gap_s
+
+
+class _RealTime(_Gaps[bytes]):
+    """Audio may come so long after what came before has been played: a drip is a stall, too."""
+
+    def __init__(self, gap_s: float) -> None:
+        super().__init__(gap_s)
+        self._played_at = -math.inf
+
+    def taken(self, item: bytes, now: float) -> None:
+        self._played_at = max(self._played_at, now) + len(item) / audio.BYTES_PER_S
+
+    def due(self, now: float) -> float:
+        return self._played_at + self._gap_s
+
+
+class _Tries(Generic[PartT, ItemT]):
+    """One request, tried until it begins to be answered."""
+
+    def __init__(
+        self,
+        parts: Alternatives[PartT],
+        count: int,
+        patience_s: float,
+        ask: Callable[[PartT], AbstractAsyncContextManager[AsyncIterator[ItemT]]],
+        on_failure: OnFailure,
+    ) -> None:
+        self._until = trio.current_time() + patience_s
+        self._tries = parts.tries(count, self._until)
+        self._ask = ask
+        self._on_failure = on_failure
+
+    @asynccontextmanager
+    async def open(
+        self, first_s: float, gaps: _Gaps[ItemT]
+    ) -> AsyncGenerator[AsyncIterator[ItemT]]:
+        """Yield the answer that began first.
+
+        Raises:
+            ProviderError: of the last try, or of the answer that broke off.
+        """
+        while True:
+            part = self._tries.begin(trio.current_time())
+            answer: _Answer[ItemT] | None = None
+            try:
+                patience_s = min(first_s, self._until - trio.current_time())
+                with trio.fail_after(patience_s) as patience:
+                    async with self._ask(part) as items:
+                        answer = _Answer(items, patience, gaps)
+                        await answer.begin()
+                        self._tries.worked()
+                        yield answer
+                return
+            except trio.TooSlowError as exc:
+                late = ProviderTimeout(_name(part), "no answer in time")
+                if answer is not None and answer.begun:
+                    late = ProviderTimeout(_name(part), "the answer stalled")
+                late.__cause__ = exc
+                error: ProviderError = late
+            except ReplyCut:  # no failure: the model is at its end
+                raise
+            except ProviderError as exc:
+                error = exc
+            now = trio.current_time()
+            pause = self._tries.failed(error, now)
+            self._on_failure(error, self._tries.opened)
+            if pause is None or (answer is not None and answer.begun):
+                raise error
+            await trio.sleep(pause)
+
+
+class _Answer(Generic[ItemT]):
+    """An answer under way. While its user is busy nobody is late."""
+
+    def __init__(
+        self, items: AsyncIterator[ItemT], patience: trio.CancelScope, gaps: _Gaps[ItemT]
+    ) -> None:
+        self._items = items
+        self._patience = patience
+        self._gaps = gaps
+        self._first: list[ItemT] = []
+        self._over = False
+        self.begun = False
+
+    async def begin(self) -> None:
+        """Wait for the first item, within the patience there is."""
+        try:
+            self._first.append(await anext(self._items))
+        except StopAsyncIteration:
+            self._over = True
+        self._patience.deadline = math.inf
+        self.begun = True
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ItemT:
+        if self._first:
+            item = self._first.pop()
+        elif self._over:
+            raise StopAsyncIteration
+        else:
+            self._patience.deadline = self._gaps.due(trio.current_time())
+            item = await anext(self._items)
+            self._patience.deadline = math.inf
+        self._gaps.taken(item, trio.current_time())
+        return item
+
+
+def _name(part: object) -> str:
+    return getattr(part, "name", type(part).__name__)
