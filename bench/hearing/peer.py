@@ -185,7 +185,8 @@ def _print_onsets(listeners: dict[str, Listener], part: Part, seed: int, count: 
         "sentences": sentences(part.clips)[:count],
         "short words": short_words(part.clips)[:count],
     }
-    print("\n| set | ears | n | latency ms | missed % (95 %) | early | onset error | release |")
+    print("\n| set | ears | n | latency ms median / p95 ", end="")
+    print("| missed % (95 %) | early | onset error | release |")
     print("|---|---|---|---|---|---|---|---|")
     for snr_db in (60, 20, 10, 5):
         for kind, clips in sets.items():
