@@ -727,17 +727,21 @@ async def test_a_model_that_stalls_is_given_up_in_time(autojump_clock: Clock) ->
     assert summary.turns[0].heard == "One two. Sorry."
 
 
-async def test_a_model_that_never_begins_is_given_up_in_time(autojump_clock: Clock) -> None:
+@pytest.mark.parametrize("tries, first_s, after_s", [(1, 2.0, 2.0), (2, 2.0, 4.1), (9, 2.0, 5.0)])
+async def test_a_model_that_never_begins_is_given_up_in_time(
+    tries: int, first_s: float, after_s: float, autojump_clock: Clock
+) -> None:
     socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=9.0)
+    timeouts = Timeouts(first_token_s=first_s, answer_tries=tries, answer_s=5.0)
 
     summary = await run_call(
         socket,
-        ports(FakeEar(["tell me"]), FakeChat([LONG], first=math.inf)),
-        plan(apology="Sorry.", timeouts=Timeouts(first_token_s=2.0)),
+        ports(FakeEar(["tell me"]), FakeChat([LONG] * 9, first=math.inf)),
+        plan(apology="Sorry.", timeouts=timeouts),
     )
 
     assert summary.turns[0].heard == "Sorry."
-    assert summary.turns[0].first_text == pytest.approx(2.55 + 2.0, abs=0.1)
+    assert summary.turns[0].first_text == pytest.approx(2.55 + after_s, abs=0.1)
 
 
 async def test_a_model_and_a_voice_that_are_far_ahead_are_not_taken_to_be_stalled(
@@ -794,7 +798,7 @@ async def test_synthesis_that_fails_twice_ends_the_call(autojump_clock: Clock) -
     )
 
     assert summary.outcome is Outcome.NO_SPEECH
-    assert summary.counts["synthesis_failures"] == 2
+    assert summary.counts["synthesis_failures"] == 3  # what was to be said about it as well
     # Only what was audible before it broke is kept.
     assert LONG.startswith(summary.turns[0].heard)
     assert len(summary.turns[0].heard) < 10
@@ -816,13 +820,20 @@ async def test_a_piece_that_could_not_be_spoken_is_tried_once_more(
 
     assert voice.texts[piece] == voice.texts[piece + 1]
     assert [turn.heard for turn in summary.turns] == [reply]
-    assert summary.counts["synthesis_retries"] == 1
+    (failure,) = [moment for moment in summary.timeline if moment.what == "provider_failed"]
+    assert failure.detail["provider"] == "FakeVoice"
 
 
 async def test_synthesis_that_breaks_while_the_model_still_speaks_ends_that_reply_only(
     autojump_clock: Clock,
 ) -> None:
-    voice = FakeVoice(fail_on=1, fail_late=True)
+    class Hoarse(FakeVoice):
+        async def _chunks(self, text: str, index: int) -> Any:
+            self.fail_on = index if text == "Two is said." else None
+            async for chunk in super()._chunks(text, index):
+                yield chunk
+
+    voice = Hoarse(fail_late=True)
     # The first sentence is still playing when the model comes to the third.
     reply = "One two three four five six. Two is said. Three is said. Four is said."
     chat = FakeChat([reply, "Fine."], gap=0.1)

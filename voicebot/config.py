@@ -149,6 +149,10 @@ class Settings(BaseSettings):
     prompt: str = Field(DEFAULT_PROMPT, description="system prompt")
     greeting: str = Field(DEFAULT_GREETING, description="spoken first; empty: the caller begins")
 
+    transfer_to: str = Field(
+        "", description="E.164; who is called when the bot cannot go on; empty: it hangs up"
+    )
+
     # The service.
     api_key: SecretStr = Field(
         SecretStr(""),
@@ -318,6 +322,8 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append("TWILIO_ACCOUNT_SID: is missing, TWILIO_AUTH_TOKEN is set")
     if settings.twilio_from_number and not E164.fullmatch(settings.twilio_from_number):
         problems.append("TWILIO_FROM_NUMBER: must be E.164, like +15550100123")
+    if settings.transfer_to and not E164.fullmatch(settings.transfer_to):
+        problems.append("VOICEBOT_TRANSFER_TO: must be E.164, like +15550100123")
     if settings.telephony and not settings.public_url:
         problems.append(
             "PUBLIC_URL: is missing; set it to the https:// address under which Twilio reaches "

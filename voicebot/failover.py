@@ -106,7 +106,7 @@ class _RealTime(_Gaps[bytes]):
         self._played_at = max(self._played_at, now) + len(item) / audio.BYTES_PER_S
 
     def due(self, now: float) -> float:
-        return self._played_at + self._gap_s
+        return max(self._played_at, now) + self._gap_s
 
 
 class _Tries(Generic[PartT, ItemT]):
@@ -145,8 +145,11 @@ class _Tries(Generic[PartT, ItemT]):
                         await answer.begin()
                         self._tries.worked()
                         yield answer
+                        patience.deadline = trio.current_time() + first_s  # for its close
                 return
             except trio.TooSlowError as exc:
+                if answer is not None and answer.over:
+                    return  # all of it was given; only the close was late
                 late = ProviderTimeout(_name(part), "no answer in time")
                 if answer is not None and answer.begun:
                     late = ProviderTimeout(_name(part), "the answer stalled")
@@ -174,7 +177,7 @@ class _Answer(Generic[ItemT]):
         self._patience = patience
         self._gaps = gaps
         self._first: list[ItemT] = []
-        self._over = False
+        self.over = False
         self.begun = False
 
     async def begin(self) -> None:
@@ -182,7 +185,7 @@ class _Answer(Generic[ItemT]):
         try:
             self._first.append(await anext(self._items))
         except StopAsyncIteration:
-            self._over = True
+            self.over = True
         self._patience.deadline = math.inf
         self.begun = True
 
@@ -192,12 +195,17 @@ class _Answer(Generic[ItemT]):
     async def __anext__(self) -> ItemT:
         if self._first:
             item = self._first.pop()
-        elif self._over:
+        elif self.over:
             raise StopAsyncIteration
         else:
             self._patience.deadline = self._gaps.due(trio.current_time())
-            item = await anext(self._items)
-            self._patience.deadline = math.inf
+            try:
+                item = await anext(self._items)
+            except StopAsyncIteration:
+                self.over = True
+                raise
+            finally:
+                self._patience.deadline = math.inf
         self._gaps.taken(item, trio.current_time())
         return item
 

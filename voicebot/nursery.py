@@ -30,6 +30,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal, assert_never
 
 import trio
@@ -81,6 +82,10 @@ TOOL_ROUNDS: Final = 5  # times a reply may ask for tools; then the model must a
 # Ends that the carrier does not know of. A stream that broke is not among them: Twilio goes on
 # with what follows in the TwiML, which may be another server.
 _OURS: Final = frozenset(Outcome) - {Outcome.HUNG_UP, Outcome.SOCKET_CLOSED, Outcome.CANCELLED}
+_GAVE_UP: Final = frozenset(
+    {Outcome.NO_RECOGNITION, Outcome.NO_SPEECH, Outcome.NO_ANSWERS, Outcome.CRASHED}
+)
+_UNSAID: Final = frozenset({Outcome.NO_SPEECH, Outcome.CRASHED})  # the caller was not told why
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +153,7 @@ class _Reply:
     heard: int = 0  # position up to which the caller heard it, once an epoch has ended
     pieces: list[str] = field(default_factory=list)  # each is a clause of the reel
     parts: list[int] = field(default_factory=list)  # how many pieces there were at each tool call
+    failed: Outcome | None = None  # how the call ends if that happens again
 
     @property
     def text(self) -> str:
@@ -218,19 +224,21 @@ async def run_call(
                 "counts": summary.counts,
             },
         )
-    if ports.hang_up is not None and summary.outcome in _OURS:
-        await _hang_up(ports.hang_up, summary.call_sid, plan.timeouts.hang_up_s)
+    if ports.hand_over is not None and summary.outcome in _GAVE_UP:
+        say = summary.outcome in _UNSAID
+        hand_over = partial(ports.hand_over, summary.call_sid, say)
+        await _tell_carrier(hand_over, plan.timeouts.hang_up_s)
+    elif ports.hang_up is not None and summary.outcome in _OURS:
+        await _tell_carrier(partial(ports.hang_up, summary.call_sid), plan.timeouts.hang_up_s)
     await socket.aclose(1011 if summary.outcome is Outcome.CRASHED else 1000)
     return summary
 
 
-async def _hang_up(
-    hang_up: Callable[[str], Awaitable[object]], sid: str, patience_s: float
-) -> None:
-    """Ask the carrier to end the call. Whatever becomes of it, the socket is closed next."""
+async def _tell_carrier(tell: Callable[[], Awaitable[object]], patience_s: float) -> None:
+    """Have the carrier end the call or take it. Whatever comes of it, the socket is closed next."""
     with trio.move_on_after(patience_s) as patience:
         try:
-            await hang_up(sid)
+            await tell()
         except Exception:  # a bug there must not keep the socket open
             _log.warning("hang_up_failed", exc_info=True)
     if patience.cancelled_caught:
@@ -287,7 +295,7 @@ class _Call:
         self._reply: _Reply | None = None  # the newest
         self._silent_at = 0.0  # when it was last heard
         self._ducks = plan.interruption.policy == "duck"
-        self._speech_failures = 0
+        self._failures = 0  # replies in a row that could not be given
 
     def end(self, outcome: Outcome) -> None:
         """End the call. The first reason given is the one that counts."""
@@ -543,7 +551,9 @@ class _Call:
             self._idle = False
             if self._giving_up is not None:
                 self._floor.given()
-                await self._turn("", self._recite(self._plan.farewell))
+                deaf = self._giving_up is Outcome.NO_RECOGNITION
+                text = self._plan.farewell if deaf else self._plan.trouble
+                await self._turn("", self._recite(text))
                 self.end(self._giving_up)
                 return
             guess = self._guess
@@ -584,6 +594,7 @@ class _Call:
                 pieces_send, pieces_receive = trio.open_memory_channel[str](PIECES)
                 turn.start_soon(self._think, think, pieces_send, reply, name=f"think #{number}")
                 turn.start_soon(self._synth, pieces_receive, reply, name=f"synth #{number}")
+                turn.start_soon(self._fill, reply, name=f"fill #{number}")
                 if guess is None or await guess.is_right():
                     record.interrupted = True  # until it is known to have been heard to its end
                     try:
@@ -599,6 +610,7 @@ class _Call:
                 self._end_turn(reply)
         if not reply.begun:
             return False
+        self._count_failure(reply)
         goodbye = record.goodbye and not record.interrupted
         if not record.interrupted:
             self._toolbox.told()
@@ -606,6 +618,17 @@ class _Call:
         if not self._inbox and (not goodbye or self._turns.caller_talking):
             self._obey(self._turns.bot_ended(trio.current_time()))
         return goodbye
+
+    def _count_failure(self, reply: _Reply) -> None:
+        """Give up when replies fail one after the other."""
+        if reply.failed is None:
+            self._failures = 0
+        elif not reply.reel.length:
+            self.end(reply.failed)  # there is no voice to say so with
+        elif self._giving_up is None:
+            self._failures += 1
+            if self._failures >= self._plan.timeouts.failures:
+                self._give_up(reply.failed)
 
     def _begin(self, reply: _Reply) -> None:
         """Make a reply a turn of the call. Synchronous: one step for every other task."""
@@ -701,7 +724,7 @@ class _Call:
                 self._journal.count("thinking_failures")
                 self._note("thinking_failed")
                 _log.warning("thinking_failed", exc_info=True)
-                failed = True
+                failed, reply.failed = True, Outcome.NO_ANSWERS
             # A model may also answer with nothing to say.
             if failed or not reply.pieces:
                 text = self._plan.goodbye if reply.record.goodbye else self._plan.apology
@@ -862,29 +885,28 @@ class _Call:
         with pieces:
             try:
                 async for piece in pieces:
-                    before = reply.reel.length
                     try:
                         await self._synthesise(piece, reply)
                     except ProviderError:
-                        if reply.reel.length == before:
-                            raise
+                        if reply.reel.between_clauses:
+                            raise  # it has been tried often enough
                         # It broke off: as people do, the sentence is begun again.
                         self._journal.count("synthesis_restarts")
                         await self._synthesise(piece, reply)
-                    self._speech_failures = 0
             except ProviderError:
                 self._journal.count("synthesis_failures")
                 self._note("synthesis_failed")
                 _log.warning("synthesis_failed", exc_info=True)
-                self._speech_failures += 1
+                reply.failed = Outcome.NO_SPEECH
                 self._thinking.cancel(reason="synthesis failed")  # nobody takes its pieces
-                if self._speech_failures >= self._plan.timeouts.failures:
-                    self.end(Outcome.NO_SPEECH)
+                self._say_canned(self._plan.apology, reply)
         reply.reel.close()
         reply.moved.ring()
 
     async def _synthesise(self, piece: str, reply: _Reply) -> None:
         reel = reply.reel
+        if self._say_canned(piece, reply):
+            return
         reel.begin(piece)
         async with self._speech.open_speech(piece) as chunks:
             async for chunk in chunks:
@@ -894,6 +916,48 @@ class _Call:
                 while reel.length - reply.spoken > REEL_AHEAD_S * audio.BYTES_PER_S:
                     await reply.moved.wait()
         reel.end()
+
+    def _say_canned(self, text: str, reply: _Reply) -> bool:
+        """Put a text on the reel if its sound is known beforehand; return whether it is."""
+        canned = self._canned(text)
+        for piece, sound in canned:
+            reply.reel.begin(piece)
+            reply.reel.append(sound)
+            reply.reel.end()
+        if canned:
+            self._first("first_audio", reply)
+            reply.moved.ring()
+        return bool(canned)
+
+    def _canned(self, text: str) -> list[tuple[str, bytes]]:
+        """Return the pieces of a text with their sounds; nothing unless all are known."""
+        splitter = SentenceSplitter(self._plan.language)
+        pieces = [*splitter.push(text), *splitter.flush()]
+        known = [(piece, sound) for piece in pieces if (sound := self._ports.canned(piece))]
+        return known if len(known) == len(pieces) else []
+
+    async def _fill(self, reply: _Reply) -> None:
+        """Say that somebody is still there, as often as the reply leaves the caller in silence."""
+        filler_s, reel = self._plan.timeouts.filler_s, reply.reel
+        fillers = itertools.cycle(self._plan.fillers)
+        quiet_since = trio.current_time()
+        while not reel.closed:
+            now = trio.current_time()
+            quiet_since = max(quiet_since, self._ledger.ends_at)
+            busy = reel.length > reply.spoken or self._turns.caller_talking
+            if busy or not (reply.begun and reel.between_clauses):
+                quiet_since = max(quiet_since, now)
+            if now < quiet_since + filler_s:
+                await trio.sleep_until(quiet_since + filler_s)
+                continue
+            filler = next(fillers, "")
+            sound = b"".join(sound for _, sound in self._canned(filler))
+            if not sound:
+                return  # its sound is not known, nor will it be during this reply
+            reel.interject(filler, sound)
+            self._note("filler")
+            self._journal.count("fillers")
+            reply.moved.ring()
 
     # The speak scope: the reel and the writer, no provider, no await in cleanup.
 
@@ -941,7 +1005,8 @@ class _Call:
                 self._journal.went_on(trio.current_time())
             if reply.record.first_media is None:
                 self._turns.bot_audible()
-            self._first("first_media", reply)
+            if reply.record.first_audio is not None:  # and not only a filler
+                self._first("first_media", reply)
             if unmarked >= pacing.mark_every_ms * audio.BYTES_PER_MS:
                 await self.outbound.send(_Mark(epoch))
                 unmarked = 0

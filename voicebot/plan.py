@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from voicebot.context import CONTEXT_TOKENS
 from voicebot.patience import Endpointing
 from voicebot.playout import Pacing
 from voicebot.tries import Retrying
 from voicebot.turns import Interruption
+
+TROUBLE: Final = "I am sorry, something is not working here. Please call again later. Goodbye."
+CONNECTING: Final = "I am sorry, something is not working here. I am putting you through."
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ class CallPlan:
     greeting: str
     apology: str = "Sorry, I did not manage that. Could you say it again, please?"
     fillers: tuple[str, ...] = ("One moment, please.", "I am still here, just a moment.")
-    trouble: str = "I am sorry, something is not working here. Please call again later. Goodbye."
+    trouble: str = TROUBLE
     farewell: str = "Sorry, I cannot hear you any more. Please call again. Goodbye."
     goodbye: str = "Goodbye."  # said where the model hangs up without a word
     may_hang_up: bool = True  # whether the model is offered to end the call

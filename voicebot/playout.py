@@ -228,6 +228,11 @@ class Ledger:
         return max(0.0, self._clock_end() - now) if self._written else 0.0
 
     @property
+    def ends_at(self) -> float:
+        """When, by the clock, everything written has been played; -inf if nothing was."""
+        return self._clock_end() if self._written else -math.inf
+
+    @property
     def written(self) -> int:
         """Bytes of the open epoch that the socket has taken."""
         return self._written

@@ -240,8 +240,11 @@ class Ports:
     ears, where there is one recogniser.
     `hang_up` ends the telephone call of that SID at the carrier, and that it is over already is
     no error; None where there is no carrier. It raises ProviderError; cancelled, the call may
-    have been ended. `warm` says that a call begins, so that what its replies will need can be made
-    ready; it returns at once and never fails.
+    have been ended. `hand_over` has the carrier take the caller from a bot that cannot go on, and
+    say so first if it is told to; otherwise as `hang_up`. `canned` gives the sound of a piece of
+    speech where that is known beforehand, which needs no provider: mu-law. `warm` says that a call
+    begins, so that what its replies will need can be made ready; it returns at once and never
+    fails.
     """
 
     open_transcriber: OpenTranscriber | Alternatives[Recogniser]
@@ -251,4 +254,6 @@ class Ports:
     open_ears: Callable[[], Ears]
     tools: tuple[Tool, ...] = ()
     hang_up: Callable[[str], Awaitable[object]] | None = None
+    hand_over: Callable[[str, bool], Awaitable[object]] | None = None
+    canned: Callable[[str], bytes | None] = lambda piece: None
     warm: Callable[[], None] = lambda: None

@@ -23,7 +23,8 @@ class Outcome(enum.Enum):
     SEND_TIMEOUT = "send_timeout"  # the peer takes no more bytes
     TOO_LONG = "too_long"
     NO_RECOGNITION = "no_recognition"  # the recogniser could not be kept open
-    NO_SPEECH = "no_speech"  # synthesis failed again and again
+    NO_SPEECH = "no_speech"  # synthesis failed, and what is to be said about that as well
+    NO_ANSWERS = "no_answers"  # replies failed one after the other
     CRASHED = "crashed"  # a bug; logged with its traceback
     CANCELLED = "cancelled"  # the server stopped
 

@@ -12,8 +12,9 @@ before it.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,6 +35,8 @@ class _Clause:
     end: int | None = None  # None while it is being synthesised
     voice_end: int = 0
     aside: bool = False  # no part of the reply
+    broken: bool = False  # broke off
+    again: bool = False  # and the next one says the same from the beginning
 
 
 class Reel:
@@ -53,14 +56,15 @@ class Reel:
     def begin(self, text: str) -> None:
         """Start a clause; the audio that follows speaks it.
 
-        A clause begun before that got no end has failed, and is taken back. If it has audio that
-        stays, and is an aside.
+        A clause begun before that got no end has failed. Without audio it is taken back. If this
+        one says the same again, what was heard of that one counts until more of this one is.
         """
         if self._clauses and self._clauses[-1].end is None:
             if self._clauses[-1].start == self.length:
                 self._clauses.pop()
             else:
-                self._clauses[-1].aside = True
+                self._clauses[-1].broken = True
+                self._clauses[-1].again = self._clauses[-1].text == text
                 self.end()
         self._clauses.append(_Clause(text, self.length))
 
@@ -121,8 +125,17 @@ class Reel:
         from 0 in the order they were begun: only what is between them is returned. Asides do not
         count, and are left out.
         """
-        words = self._words([it for it in self._clauses if not it.aside][first:behind])
-        return " ".join(word for word, start, end in words if (start + end) / 2 <= position)
+        rate, texts, broken = self._bytes_per_char(), list[list[str]](), list[str]()
+        for clause in self._clauses:
+            words = [
+                word for word, start, end in _words(clause, rate) if (start + end) / 2 <= position
+            ]
+            if clause.again:
+                broken = max(broken, words, key=len)
+            elif not clause.aside:
+                texts.append(max(words, broken, key=len))
+                broken = []
+        return " ".join(itertools.chain.from_iterable(texts[first:behind]))
 
     def word_edge(self, position: int) -> int:
         """Return where the word that is being spoken at `position` begins.
@@ -131,7 +144,7 @@ class Reel:
         who was disturbed hears it again. Never before what has been forgotten.
         """
         edge = 0
-        for _, start, _ in self._words(self._clauses):
+        for _, start, _ in self._words():
             if start >= position:
                 break
             edge = int(start)
@@ -139,34 +152,37 @@ class Reel:
 
     def words_between(self, start: float, end: float) -> str:
         """Return the words of which a part is between two positions."""
-        words = self._words(self._clauses)
+        words = self._words()
         return " ".join(word for word, first, last in words if last > start and first < end)
 
-    def _words(self, clauses: Iterable[_Clause]) -> Iterator[tuple[str, float, float]]:
-        """Yield each word with the positions at which it begins and ends."""
+    def _words(self) -> Iterator[tuple[str, float, float]]:
         rate = self._bytes_per_char()
-        for clause in clauses:
-            if clause.voice_start is None:
-                continue
-            length = max(1, len(clause.text))
-            if clause.end is None:
-                span = length * rate
-            else:
-                span = max(0, clause.voice_end - clause.voice_start)
-            for match in _WORD.finditer(clause.text):
-                yield (
-                    match.group(),
-                    clause.voice_start + span * match.start() / length,
-                    clause.voice_start + span * match.end() / length,
-                )
+        return itertools.chain.from_iterable(_words(clause, rate) for clause in self._clauses)
 
     def _bytes_per_char(self) -> float:
         spoken = chars = 0
         for clause in self._clauses:
-            if clause.end is not None and clause.voice_start is not None and not clause.aside:
+            if clause.end is not None and clause.voice_start is not None and not clause.broken:
                 spoken += clause.voice_end - clause.voice_start
                 chars += len(clause.text)
         return spoken / chars if chars and spoken > 0 else DEFAULT_BYTES_PER_CHAR
+
+
+def _words(clause: _Clause, rate: float) -> Iterator[tuple[str, float, float]]:
+    """Yield each word of a clause that may be audible, with where it begins and ends."""
+    if clause.voice_start is None:
+        return
+    length = max(1, len(clause.text))
+    if clause.end is None or clause.broken:
+        span = length * rate
+    else:
+        span = max(0, clause.voice_end - clause.voice_start)
+    for match in _WORD.finditer(clause.text):
+        start = clause.voice_start + span * match.start() / length
+        end = clause.voice_start + span * match.end() / length
+        if clause.broken and (start + end) / 2 > clause.voice_end:
+            return
+        yield match.group(), start, end
 
 
 def _first_audible(chunk: bytes) -> int | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from voicebot import log, telephony, twilio, ws
 from voicebot.config import Settings
 from voicebot.nursery import run_call
 from voicebot.parts import open_ports
-from voicebot.plan import CallPlan
+from voicebot.phrases import open_phrases
+from voicebot.plan import CONNECTING, TROUBLE, CallPlan
 from voicebot.ports import Ports
 from voicebot.record import CallSummary
 from voicebot.switchboard import Switchboard
@@ -39,19 +41,23 @@ async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
         if board.settings.telephony:
             phone = await stack.enter_async_context(telephony.open_telephony(board.settings))
         ports = await stack.enter_async_context(open_ports(board.settings))
+        plan = _plan(board.settings)
+        phrases = await stack.enter_async_context(open_phrases(plan, ports.synthesizer))
+        ports = replace(ports, canned=phrases.get)
         if phone is not None:
-            ports = replace(ports, hang_up=phone.end_call)
-        calls = _Calls(board, ports)
+            hand_over = partial(_hand_over, phone, board.settings)
+            ports = replace(ports, hang_up=phone.end_call, hand_over=hand_over)
+        calls = _Calls(board, ports, plan)
         yield Service(serve_media=calls.serve_media, telephony=phone)
 
 
 class _Calls:
     """Runs the calls of a process, each in the task that serves its socket."""
 
-    def __init__(self, board: Switchboard, ports: Ports) -> None:
+    def __init__(self, board: Switchboard, ports: Ports, plan: CallPlan) -> None:
         self._board = board
         self._ports = ports
-        self._plan = _plan(board.settings)
+        self._plan = plan
 
     async def serve_media(self, scope: ws.Scope, receive: ws.Receive, send: ws.Send) -> None:
         """Serve one media WebSocket: admit it, run its call, record how it went."""
@@ -89,4 +95,16 @@ def _plan(settings: Settings) -> CallPlan:
             *("timeouts", "send_deadline_s", "context_tokens"),
         )
     }
+    if settings.transfer_to:
+        values["trouble"] = CONNECTING
     return CallPlan(**values)
+
+
+async def _hand_over(phone: Telephony, settings: Settings, sid: str, say: bool) -> None:
+    """Put a caller through to somebody, or end the call, for a bot that cannot go on."""
+    if not say and not settings.transfer_to:
+        await phone.end_call(sid)
+        return
+    text = CONNECTING if settings.transfer_to else TROUBLE
+    twiml = telephony.parting_twiml(text if say else "", settings.language, settings.transfer_to)
+    await phone.redirect_call(sid, twiml)

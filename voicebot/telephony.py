@@ -99,6 +99,11 @@ class Telephony:
             raise
         return True
 
+    async def redirect_call(self, sid: str, twiml: str) -> None:
+        """Have a call go on with other TwiML; its stream ends. Raises as `place_call`."""
+        with _mapped_errors():
+            await self._calls(sid).update_async(twiml=twiml)
+
 
 @asynccontextmanager
 async def open_telephony(settings: Settings) -> AsyncGenerator[Telephony]:
@@ -341,6 +346,12 @@ async def call_command(settings: Settings, to: str, from_: str | None = None) ->
     return 0, f"{call.status} {call.sid}; it is answered by the server at {settings.public_url}"
 
 
+# <Say> takes a language with its region only. Source: twilio.com/docs/voice/twiml/say.
+_SAY_LANGUAGES: Final = {
+    **{"en": "en-US", "de": "de-DE", "fr": "fr-FR", "es": "es-ES", "it": "it-IT", "nl": "nl-NL"},
+    **{"pt": "pt-BR", "multi": "en-US"},
+}
+
 # --- TwiML ----------------------------------------------------------------------------------------
 
 
@@ -361,6 +372,23 @@ def busy_twiml() -> str:
     """Return TwiML for a caller that no line is free for."""
     response = VoiceResponse()
     response.say("All lines are busy. Please call again later.")
+    response.hangup()
+    return str(response)
+
+
+def parting_twiml(text: str, language: str, transfer_to: str = "") -> str:
+    """Return TwiML for a caller whose bot cannot go on: say so, and put through or hang up.
+
+    Args:
+        text: said by Twilio's own voice; empty where the bot could say so itself.
+        language: BCP 47, of the text. Twilio has a voice for each of the usual ones.
+        transfer_to: E.164; empty: hang up.
+    """
+    response = VoiceResponse()
+    if text:
+        response.say(text, language=_SAY_LANGUAGES.get(language.lower(), language))
+    if transfer_to:
+        response.dial(transfer_to)
     response.hangup()
     return str(response)
 
