@@ -96,17 +96,24 @@ class _Gaps(Generic[ItemT]):
 
 
 class _RealTime(_Gaps[bytes]):
-    """Audio may come so long after what came before has been played: a drip is a stall, too."""
+    """Audio may be waited for, in all, for so much longer than what came takes to be played.
+
+    So a drip that is slower than speech is a stall as well, only later.
+    """
 
     def __init__(self, gap_s: float) -> None:
         super().__init__(gap_s)
-        self._played_at = -math.inf
+        self._left_s = gap_s
+        self._waiting_since: float | None = None  # the first is waited for under another rule
 
     def taken(self, item: bytes, now: float) -> None:
-        self._played_at = max(self._played_at, now) + len(item) / audio.BYTES_PER_S
+        if self._waiting_since is not None:
+            self._left_s -= now - self._waiting_since
+        self._left_s += len(item) / audio.BYTES_PER_S
 
     def due(self, now: float) -> float:
-        return max(self._played_at, now) + self._gap_s
+        self._waiting_since = now
+        return now + self._left_s
 
 
 class _Tries(Generic[PartT, ItemT]):

@@ -944,8 +944,9 @@ class _Call:
         while not reel.closed:
             now = trio.current_time()
             quiet_since = max(quiet_since, self._ledger.ends_at)
-            busy = reel.length > reply.spoken or self._turns.caller_talking
-            if busy or not (reply.begun and reel.between_clauses):
+            unspoken = reel.length - reply.spoken >= audio.FRAME_BYTES  # less waits for more
+            busy = unspoken or self._turns.caller_talking
+            if busy or not reel.between_clauses:
                 quiet_since = max(quiet_since, now)
             if now < quiet_since + filler_s:
                 await trio.sleep_until(quiet_since + filler_s)

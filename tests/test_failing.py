@@ -1,0 +1,356 @@
+"""What the caller hears while providers fail: fillers, apologies, and the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.fakes import CHAR, FakeChat, FakeEar, FakeTool, FakeTwilio, FakeVoice, code, plan, ports
+from voicebot import twilio
+from voicebot.errors import ProviderError
+from voicebot.nursery import run_call
+from voicebot.patience import Endpointing
+from voicebot.plan import Timeouts
+from voicebot.ports import Ports, ToolCall
+from voicebot.record import CallSummary, Outcome
+
+Clock = trio.testing.MockClock
+
+FILLER, AGAIN = "Wait.", "Still here."
+TEXTS = {"fillers": (FILLER, AGAIN), "apology": "Sorry.", "trouble": "Broken. Bye."}
+TIMES = Timeouts(filler_s=2.0, first_token_s=30.0, answer_s=30.0, first_audio_s=30.0)
+TURN_S = 2.55  # when a turn that is spoken from 1.0 to 2.0 s has ended
+
+
+def canned(*texts: str) -> Callable[[str], bytes | None]:
+    """Return what knows the sound of these pieces."""
+    return lambda piece: (
+        b"".join(bytes([code(char)]) * CHAR for char in piece) if piece in texts else None
+    )
+
+
+KNOWN = canned(FILLER, AGAIN, "Sorry.", "Broken.", "Bye.")
+
+
+class Mute(FakeVoice):
+    """A voice that fails at once, whatever it is asked to say."""
+
+    async def _chunks(self, text: str, index: int) -> Any:
+        raise ProviderError("voice", "down")
+        yield b""
+
+
+def fillers(summary: CallSummary) -> list[float]:
+    return [round(moment.at, 1) for moment in summary.timeline if moment.what == "filler"]
+
+
+async def test_a_slow_model_is_bridged_and_then_heard(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=16.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me"]), FakeChat(["Yes."], first=7.0), canned=KNOWN),
+        plan(timeouts=TIMES, **TEXTS),
+    )
+
+    # Each 2 s behind the end of what was heard before: 0.25 s of the first, 0.55 s of the second.
+    assert fillers(summary) == pytest.approx([TURN_S + 2.0, TURN_S + 4.25, TURN_S + 6.8], abs=0.25)
+    (turn,) = summary.turns
+    assert turn.heard == turn.generated == "Yes."
+    assert turn.first_media == pytest.approx(TURN_S + 7.2, abs=0.3)
+
+
+async def test_a_slow_voice_is_bridged(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=12.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me"]), FakeChat(["Yes."]), FakeVoice(first=3.0), canned=KNOWN),
+        plan(timeouts=TIMES, **TEXTS),
+    )
+
+    assert len(fillers(summary)) == 1
+    assert summary.turns[0].heard == "Yes."
+
+
+async def test_a_slow_tool_is_bridged(autojump_clock: Clock) -> None:
+    tool = FakeTool(takes=3.0)
+    chat = FakeChat([[ToolCall("1", "book", "{}")], "Done."])
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=12.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["book it"]), chat, tools=(tool.tool(),), canned=KNOWN),
+        plan(timeouts=TIMES, **TEXTS),
+    )
+
+    assert len(fillers(summary)) == 1
+    assert summary.turns[0].heard == "Done."
+
+
+async def test_nobody_is_bridged_who_hears_the_reply_in_time(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=30.0)
+    reply = "This is a long answer that takes more than three seconds to be said. And another one."
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me"]), FakeChat([reply], first=1.5, gap=0.03), canned=KNOWN),
+        plan(timeouts=TIMES, **TEXTS),
+    )
+
+    assert summary.turns[0].heard == reply
+    assert fillers(summary) == []
+
+
+@pytest.mark.parametrize("first", ["One two three four five six.", "One two three four five 6."])
+async def test_silence_is_counted_from_what_was_heard_last(
+    first: str, autojump_clock: Clock
+) -> None:
+    chat = FakeChat([f"{first} Two."])
+
+    class Slow(FakeVoice):
+        async def _chunks(self, text: str, index: int) -> Any:
+            if index == 1:
+                await trio.sleep(5.0)
+            async for chunk in super()._chunks(text, index):
+                yield chunk
+
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=15.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me"]), chat, Slow(), canned=KNOWN),
+        plan(timeouts=TIMES, **TEXTS),
+    )
+
+    first_s = len(first) * CHAR / 8_000
+    began = summary.turns[0].first_media
+    assert began is not None
+    assert fillers(summary) == pytest.approx([began + first_s + 2.0], abs=0.1)
+    assert summary.turns[0].heard == f"{first} Two."
+
+
+async def test_nothing_is_put_into_a_sentence_that_stalls(autojump_clock: Clock) -> None:
+    class Stalls(FakeVoice):
+        async def _chunks(self, text: str, index: int) -> Any:
+            chunks = super()._chunks(text, index)
+            async for chunk in chunks:
+                yield chunk
+                await trio.sleep(3.5 if len(self.texts) == 1 else 0)
+                self.texts.append("")
+
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=15.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me"]), FakeChat(["One two."]), Stalls(), canned=KNOWN),
+        plan(timeouts=Timeouts(filler_s=2.0, audio_gap_s=10.0), **TEXTS),
+    )
+
+    assert fillers(summary) == []
+    assert summary.turns[0].heard == "One two."
+
+
+async def test_no_filler_over_a_caller_who_speaks(autojump_clock: Clock) -> None:
+    # The caller goes on while the bot thinks; it is the ears that know.
+    socket = FakeTwilio(voice=[(1.0, 2.0), (3.0, 7.0)], stop_at=9.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me", "more"]), FakeChat(["Yes."] * 2, first=math.inf), canned=KNOWN),
+        plan(timeouts=TIMES, **TEXTS),
+    )
+
+    assert [at for at in fillers(summary) if 3.0 < at < 7.3] == []
+
+
+async def test_no_filler_for_a_turn_that_is_only_guessed(autojump_clock: Clock) -> None:
+    patient = Endpointing(hangover_ms=5_000, guesses=1)
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=9.5)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me"]), FakeChat(["Yes."], first=4.5), canned=KNOWN),
+        plan(timeouts=TIMES, endpointing=patient, **TEXTS),
+    )
+
+    assert summary.counts["guesses"] == 1
+    assert fillers(summary) == []
+
+
+async def test_an_interruption_of_a_filler_is_one_of_the_reply(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0), (4.65, 5.5)], stop_at=12.0)
+    chat = FakeChat(["Never.", "Yes."], first=4.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me", "no wait"]), chat, canned=canned("Wait, it takes some time.")),
+        plan(timeouts=TIMES, **{**TEXTS, "fillers": ("Wait, it takes some time.",)}),
+    )
+
+    assert len(socket.times(twilio.SendClear)) == 1
+    assert socket.media_after_clear(until=7.0) == 0
+    assert [turn.caller for turn in summary.turns] == ["tell me", "no wait"]
+    assert summary.turns[0].heard == ""
+
+
+async def test_without_their_sound_there_are_no_fillers(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=12.0)
+    half = canned("Wait.")  # of a filler with two pieces
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me"]), FakeChat(["Yes."], first=4.0), canned=half),
+        plan(timeouts=TIMES, **{**TEXTS, "fillers": ("Wait. It takes long.",)}),
+    )
+
+    assert fillers(summary) == []
+    assert summary.turns[0].heard == "Yes."
+
+
+async def test_what_is_known_needs_no_voice(autojump_clock: Clock) -> None:
+    voice = FakeVoice()
+    socket = FakeTwilio(stop_at=4.0)
+
+    summary = await run_call(
+        socket, ports(voice=voice, canned=canned("Hello.")), plan(greeting="Hello. Who is it?")
+    )
+
+    assert voice.texts == ["Who is it?"]
+    assert summary.turns[0].heard == "Hello. Who is it?"
+    assert summary.turns[0].first_media == pytest.approx(0.0, abs=0.01)
+
+
+async def test_who_cannot_speak_says_sorry_and_at_last_gives_up(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0), (6.0, 7.0)], stop_at=30.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["one", "two"]), FakeChat(["Yes.", "No."]), Mute(), canned=KNOWN),
+        plan(**TEXTS),
+    )
+
+    assert summary.outcome is Outcome.NO_SPEECH
+    assert [turn.generated for turn in summary.turns] == ["Yes.", "No.", "Broken. Bye."]
+    assert summary.turns[2].heard == "Broken. Bye."
+    sound = socket.heard()
+    assert sound.count(KNOWN("Sorry.") or b"!") == 2
+
+
+async def test_who_cannot_say_anything_at_all_hangs_up_at_once(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(stop_at=30.0)
+
+    summary = await run_call(socket, ports(voice=Mute()), plan(greeting="Hello."))
+
+    assert summary.outcome is Outcome.NO_SPEECH
+    assert summary.duration_s < 1.0
+
+
+async def test_who_has_no_answers_gives_up(autojump_clock: Clock) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0), (6.0, 7.0)], stop_at=30.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["one", "two"]), FakeChat(["x"] * 9, fail_after=0)),
+        plan(**TEXTS),
+    )
+
+    assert summary.outcome is Outcome.NO_ANSWERS
+    assert [turn.heard for turn in summary.turns] == ["Sorry.", "Sorry.", "Broken. Bye."]
+
+
+async def test_an_answer_in_between_begins_the_count_anew(autojump_clock: Clock) -> None:
+    class EveryOther(FakeChat):
+        async def _words(self, parts: Any) -> Any:
+            if len(self.requests) % 2:
+                raise ProviderError("chat", "broke")
+            async for word in super()._words(parts):
+                yield word
+
+    voice = [(1.0 + 5 * n, 2.0 + 5 * n) for n in range(4)]
+    socket = FakeTwilio(voice=voice, stop_at=25.0)
+
+    summary = await run_call(
+        socket, ports(FakeEar(["a", "b", "c", "d"]), EveryOther(["Yes."] * 9)), plan(**TEXTS)
+    )
+
+    assert [turn.heard for turn in summary.turns] == ["Sorry.", "Yes.", "Sorry.", "Yes."]
+    assert summary.outcome is Outcome.HUNG_UP
+
+
+# Who takes the caller then.
+
+
+class Carrier:
+    """Notes what the carrier is asked to do."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    async def hang_up(self, sid: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.asked.append("hang up")
+
+    async def hand_over(self, sid: str, say: bool) -> None:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(("hand over", say))
+
+
+def failing_answers(**changes: Any) -> Ports:
+    return ports(FakeEar(["one", "two"]), FakeChat(["x"] * 9, fail_after=0), **changes)
+
+
+def mute(**changes: Any) -> Ports:
+    return ports(voice=Mute(), **changes)
+
+
+def deaf(**changes: Any) -> Ports:
+    return ports(FakeEar([], fail_opens=99), **changes)
+
+
+def crashing(**changes: Any) -> Ports:
+    return ports(**{**changes, "open_ears": lambda: 1 // 0})
+
+
+@pytest.mark.parametrize(
+    "make, outcome, asked",
+    [
+        (failing_answers, Outcome.NO_ANSWERS, ("hand over", False)),
+        (deaf, Outcome.NO_RECOGNITION, ("hand over", False)),
+        (mute, Outcome.NO_SPEECH, ("hand over", True)),
+        (crashing, Outcome.CRASHED, ("hand over", True)),
+    ],
+)
+async def test_the_carrier_takes_the_caller_from_a_bot_that_cannot_go_on(
+    make: Callable[..., Ports], outcome: Outcome, asked: object, autojump_clock: Clock
+) -> None:
+    carrier = Carrier()
+    socket = FakeTwilio(voice=[(3.0, 4.0), (9.0, 10.0)], stop_at=40.0)
+
+    summary = await run_call(
+        socket,
+        make(hang_up=carrier.hang_up, hand_over=carrier.hand_over),
+        plan(greeting="Hello.", farewell="Bye.", **TEXTS),
+    )
+
+    assert summary.outcome is outcome
+    assert carrier.asked == [asked]
+
+
+async def test_a_call_that_ends_well_is_not_handed_over(autojump_clock: Clock) -> None:
+    carrier = Carrier()
+    chat = FakeChat([["Bye.", ToolCall("1", "hang_up", "{}")]])
+
+    summary = await run_call(
+        FakeTwilio(voice=[(1.0, 2.0)], stop_at=20.0),
+        ports(FakeEar(["bye"]), chat, hang_up=carrier.hang_up, hand_over=carrier.hand_over),
+        plan(),
+    )
+
+    assert summary.outcome is Outcome.BOT_HUNG_UP
+    assert carrier.asked == ["hang up"]
