@@ -156,6 +156,25 @@ async def test_nothing_is_put_into_a_sentence_that_stalls(autojump_clock: Clock)
     assert summary.turns[0].heard == "One two."
 
 
+@pytest.mark.parametrize("piece", [0, 1])
+async def test_a_sentence_that_broke_off_is_begun_again(piece: int, autojump_clock: Clock) -> None:
+    reply = "One two three four five six. Seven eight nine ten."
+    sentence = reply.split(". ")[piece].rstrip(".") + "."
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=12.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me"]), FakeChat([reply]), FakeVoice(fail_on=piece, fail_late=True)),
+        plan(**TEXTS),
+    )
+
+    assert summary.turns[0].heard == reply
+    assert summary.counts["synthesis_restarts"] == 1
+    sound = canned(sentence)(sentence)
+    assert sound is not None
+    assert socket.heard().count(sound[:1_000]) == 2
+
+
 async def test_no_filler_over_a_caller_who_speaks(autojump_clock: Clock) -> None:
     # The caller goes on while the bot thinks; it is the ears that know.
     socket = FakeTwilio(voice=[(1.0, 2.0), (3.0, 7.0)], stop_at=9.0)

@@ -13,6 +13,7 @@ from werkzeug.datastructures import MultiDict
 from tests.twilio_rest import ACCOUNT_SID, CALL_SID, open_fake_twilio
 from voicebot.config import Settings, load
 from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
+from voicebot.plan import CONNECTING, TROUBLE
 from voicebot.standins.script import Canned
 from voicebot.standins.twilio import RestConduct, open_twilio
 from voicebot.telephony import (
@@ -20,6 +21,7 @@ from voicebot.telephony import (
     check_call,
     explain,
     open_telephony,
+    parting_twiml,
     signature_ok,
     stream_twiml,
 )
@@ -218,6 +220,62 @@ async def test_call_is_fetched_and_ended_by_sid() -> None:
     path = f"/2010-04-01/Accounts/{ACCOUNT_SID}/Calls/{CALL_SID}.json"
     assert [(one.method, one.path) for one in twilio.asked] == [("GET", path), ("POST", path)]
     assert twilio.asked[1].form == {"Status": ["completed"]}
+
+
+async def test_a_call_can_be_sent_elsewhere() -> None:
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            async with open_telephony(settings_for(twilio.url)) as telephony:
+                await telephony.redirect_call(CALL_SID, "<Response/>")
+
+    path = f"/2010-04-01/Accounts/{ACCOUNT_SID}/Calls/{CALL_SID}.json"
+    assert [(one.method, one.path) for one in twilio.asked] == [("POST", path)]
+    assert twilio.asked[0].form == {"Twiml": ["<Response/>"]}
+
+
+@pytest.mark.parametrize(
+    "say, transfer_to, asked",
+    [
+        (False, "", {"Status": "completed"}),
+        (True, "", {"Twiml": parting_twiml(TROUBLE, "en")}),
+        (False, TO, {"Twiml": parting_twiml("", "en", TO)}),
+        (True, TO, {"Twiml": parting_twiml(CONNECTING, "en", TO)}),
+    ],
+)
+async def test_a_caller_is_taken_from_a_bot_that_cannot_go_on(
+    say: bool, transfer_to: str, asked: dict[str, str]
+) -> None:
+    with trio.fail_after(10):
+        async with open_fake_twilio() as twilio:
+            settings = settings_for(twilio.url).model_copy(update={"transfer_to": transfer_to})
+            twilio.status = 200
+            async with open_telephony(settings) as telephony:
+                await telephony.hand_over(CALL_SID, say)
+
+    assert [one.form for one in twilio.asked] == [{name: [text] for name, text in asked.items()}]
+
+
+@pytest.mark.parametrize(
+    "text, language, transfer_to, expected",
+    [
+        ("", "en", "", "<Hangup />"),
+        ("Sorry & bye.", "en", "", '<Say language="en-US">Sorry &amp; bye.</Say><Hangup />'),
+        ("Pardon.", "fr-CA", "", '<Say language="fr-CA">Pardon.</Say><Hangup />'),
+        ("", "en", "+15550100123", "<Dial>+15550100123</Dial><Hangup />"),
+        (
+            "Moment.",
+            "de",
+            "+15550100123",
+            '<Say language="de-DE">Moment.</Say><Dial>+15550100123</Dial><Hangup />',
+        ),
+    ],
+)
+def test_who_cannot_be_served_is_told_and_put_through(
+    text: str, language: str, transfer_to: str, expected: str
+) -> None:
+    twiml = parting_twiml(text, language, transfer_to)
+
+    assert twiml.partition("<Response>")[2] == f"{expected}</Response>"
 
 
 @pytest.mark.parametrize("status, code", [(400, 21220), (404, 20404)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from voicebot import log, telephony, twilio, ws
@@ -13,7 +12,7 @@ from voicebot.config import Settings
 from voicebot.nursery import run_call
 from voicebot.parts import open_ports
 from voicebot.phrases import open_phrases
-from voicebot.plan import CONNECTING, TROUBLE, CallPlan
+from voicebot.plan import CONNECTING, CallPlan
 from voicebot.ports import Ports
 from voicebot.record import CallSummary
 from voicebot.switchboard import Switchboard
@@ -45,8 +44,7 @@ async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
         phrases = await stack.enter_async_context(open_phrases(plan, ports.synthesizer))
         ports = replace(ports, canned=phrases.get)
         if phone is not None:
-            hand_over = partial(_hand_over, phone, board.settings)
-            ports = replace(ports, hang_up=phone.end_call, hand_over=hand_over)
+            ports = replace(ports, hang_up=phone.end_call, hand_over=phone.hand_over)
         calls = _Calls(board, ports, plan)
         yield Service(serve_media=calls.serve_media, telephony=phone)
 
@@ -98,13 +96,3 @@ def _plan(settings: Settings) -> CallPlan:
     if settings.transfer_to:
         values["trouble"] = CONNECTING
     return CallPlan(**values)
-
-
-async def _hand_over(phone: Telephony, settings: Settings, sid: str, say: bool) -> None:
-    """Put a caller through to somebody, or end the call, for a bot that cannot go on."""
-    if not say and not settings.transfer_to:
-        await phone.end_call(sid)
-        return
-    text = CONNECTING if settings.transfer_to else TROUBLE
-    twiml = telephony.parting_twiml(text if say else "", settings.language, settings.transfer_to)
-    await phone.redirect_call(sid, twiml)

@@ -24,6 +24,7 @@ from twilio.twiml.voice_response import Stream, VoiceResponse  # type: ignore[im
 
 from voicebot.config import E164, Settings
 from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
+from voicebot.plan import CONNECTING, TROUBLE
 
 if TYPE_CHECKING:
     from twilio.rest import Client  # type: ignore[import-untyped]  # ships no types
@@ -54,9 +55,13 @@ class PlacedCall:
 class Telephony:
     """Twilio's Calls API for one account. Made by `open_telephony`."""
 
-    def __init__(self, client: Client, public_url: str) -> None:
+    def __init__(
+        self, client: Client, public_url: str, *, language: str = "en", transfer_to: str = ""
+    ) -> None:
         self._calls = client.calls
         self._public_url = public_url.rstrip("/")
+        self._language = language
+        self._transfer_to = transfer_to
 
     async def place_call(self, to: str, from_: str) -> PlacedCall:
         """Dial a number; when it is answered Twilio asks `VOICE_PATH` what to do.
@@ -104,6 +109,21 @@ class Telephony:
         with _mapped_errors():
             await self._calls(sid).update_async(twiml=twiml)
 
+    async def hand_over(self, sid: str, say: bool) -> None:
+        """Put a caller through to somebody, or hang up, for a bot that cannot go on.
+
+        Args:
+            say: whether the caller has yet to be told.
+
+        Raises as `place_call`.
+        """
+        if say or self._transfer_to:
+            text = CONNECTING if self._transfer_to else TROUBLE
+            twiml = parting_twiml(text if say else "", self._language, self._transfer_to)
+            await self.redirect_call(sid, twiml)
+        else:
+            await self.end_call(sid)
+
 
 @asynccontextmanager
 async def open_telephony(settings: Settings) -> AsyncGenerator[Telephony]:
@@ -124,7 +144,12 @@ async def open_telephony(settings: Settings) -> AsyncGenerator[Telephony]:
             environment={"TWILIO_EDGE": ""},
         )
         client.api.base_url = settings.twilio_api_url
-        yield Telephony(client, settings.public_url)
+        yield Telephony(
+            client,
+            settings.public_url,
+            language=settings.language,
+            transfer_to=settings.transfer_to,
+        )
 
 
 class _Transport:
