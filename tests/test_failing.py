@@ -12,7 +12,7 @@ import trio.testing
 
 from tests.fakes import CHAR, FakeChat, FakeEar, FakeTool, FakeTwilio, FakeVoice, code, plan, ports
 from voicebot import twilio
-from voicebot.errors import ProviderError
+from voicebot.errors import ProviderError, RequestTooLong
 from voicebot.nursery import run_call
 from voicebot.patience import Endpointing
 from voicebot.plan import Timeouts
@@ -300,6 +300,39 @@ async def test_an_answer_in_between_begins_the_count_anew(autojump_clock: Clock)
 
     assert [turn.heard for turn in summary.turns] == ["Sorry.", "Yes.", "Sorry.", "Yes."]
     assert summary.outcome is Outcome.HUNG_UP
+
+
+class Narrow(FakeChat):
+    """Takes no more than so many messages besides the prompt."""
+
+    room: int = 0
+
+    async def _words(self, parts: Any) -> Any:
+        if len(self.requests[-1]) - 1 > self.room:
+            raise RequestTooLong("chat", "too long", status=413)
+        async for word in super()._words(parts):
+            yield word
+
+
+@pytest.mark.parametrize("room, answered", [(3, True), (0, False)])
+async def test_a_conversation_that_is_too_long_is_shown_shorter(
+    room: int, answered: bool, autojump_clock: Clock
+) -> None:
+    voice = [(1.0 + 5 * n, 2.0 + 5 * n) for n in range(4)]
+    socket = FakeTwilio(voice=voice, stop_at=22.0)
+    chat = Narrow(["Yes, that is so."] * 40)
+    chat.room = room
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me of the first thing"] * 4), chat),
+        plan(timeouts=Timeouts(failures=9), **TEXTS),
+    )
+
+    said = "Yes, that is so." if answered else "Sorry."
+    assert [turn.heard for turn in summary.turns] == [said] * 4
+    assert (summary.counts.get("contexts_shrunk", 0) > 0) is answered
+    assert chat.requests[-1][-1].content.endswith("tell me of the first thing")
 
 
 # Who takes the caller then.

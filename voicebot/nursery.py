@@ -42,6 +42,7 @@ from voicebot.errors import (
     ProviderTimeout,
     RemoteProtocolError,
     ReplyCut,
+    RequestTooLong,
     SocketClosed,
 )
 from voicebot.failover import FailoverChat, FailoverVoice
@@ -768,6 +769,11 @@ class _Call:
                             await self._give(piece, pieces, reply)
                 for piece in splitter.flush():  # and not behind a stream slow to close
                     await self._give(piece, pieces, reply)
+        except RequestTooLong:
+            if not self._dialog.shrink():
+                raise
+            self._journal.count("contexts_shrunk")
+            return await self._ask(splitter, pieces, reply, tools)
         except ReplyCut as cut:
             self._journal.count("replies_cut")
             self._note("reply_cut", reason=cut.reason)
