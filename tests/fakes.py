@@ -214,7 +214,7 @@ class FakeEar:
         self.opened += 1
         await trio.sleep(self.open_delay)
         if self.opened <= self.fail_opens:
-            raise ProviderError("ear", "refused")
+            raise ProviderError("ear", "refused", retryable=True)
         yield self
 
     async def send(self, audio: bytes) -> None:
@@ -223,7 +223,7 @@ class FakeEar:
         self.audio += audio
         if len(self.audio) > self.fail_after_bytes:
             self.fail_after_bytes = float("inf")
-            raise ProviderError("ear", "dropped")
+            raise ProviderError("ear", "dropped", retryable=True)
 
     def speech_started(self, ago_ms: int) -> None:
         self.started.append(ago_ms)

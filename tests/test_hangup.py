@@ -380,7 +380,7 @@ async def test_speech_goes_on_for_the_recogniser_that_replaces_a_lost_one(
 
     summary = await run_call(socket, ports(ear, FakeChat(["Yes."])), plan())
 
-    assert ear.started == [60, 0]
+    assert ear.started == [60, 60]  # told again, in its place
     assert summary.turns[0].heard == "Yes."
 
 

@@ -9,6 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 from voicebot.config import load
 from voicebot.parts import open_ports
 from voicebot.standins import open_standins
+from voicebot.tries import Alternatives
 
 
 @pytest.mark.parametrize("spares", [0, 2])
@@ -44,7 +45,8 @@ async def test_speech_comes_by_what_is_set(transport: str) -> None:
                 await wait_all_tasks_blocked(0.1)
                 by_socket = transport == "websocket"
                 assert standins.deepgram.speak_socket.connections_open == by_socket
-                async with ports.synthesizer.open_speech("Hello.") as chunks:
+                assert isinstance(ports.synthesizer, Alternatives)
+                async with ports.synthesizer.first.open_speech("Hello.") as chunks:
                     assert [chunk async for chunk in chunks]
                 assert len(standins.deepgram.speak_socket.connections) == by_socket
                 assert len(standins.deepgram.speak.speeches) == (not by_socket)

@@ -102,6 +102,16 @@ class Settings(BaseSettings):
         default="https://api.deepgram.com",
         why="http(s); the WebSocket takes the same host as ws(s)",
     )
+    deepgram_fallback_api_key: SecretStr = _named(
+        "DEEPGRAM_FALLBACK_API_KEY",
+        default=SecretStr(""),
+        why="of another project, used while the first fails",
+    )
+    groq_fallback_api_key: SecretStr = _named(
+        "GROQ_FALLBACK_API_KEY",
+        default=SecretStr(""),
+        why="of another organisation, used while the first fails",
+    )
     groq_api_key: SecretStr = _named(
         "GROQ_API_KEY", default=SecretStr(""), why="empty: the scripted brain"
     )
@@ -149,6 +159,11 @@ class Settings(BaseSettings):
     prompt: str = Field(DEFAULT_PROMPT, description="system prompt")
     greeting: str = Field(DEFAULT_GREETING, description="spoken first; empty: the caller begins")
 
+    fallback_speech: Literal["none", "embedded"] = Field(
+        "none",
+        description="what hears and speaks while Deepgram fails; embedded costs half a gigabyte, "
+        "and two cores keep up with four calls",
+    )
     transfer_to: str = Field(
         "", description="E.164; who is called when the bot cannot go on; empty: it hangs up"
     )

@@ -10,6 +10,7 @@ pages "endpointing", "utterance-end", "errors", "audio-keep-alive".
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -217,7 +218,8 @@ class Listening:
         if end_of_turn:
             self._turn_open = False
             self._settled_s = end_s
-        return ports.Final(text, end_of_turn, finalized=fields.get("from_finalize") is True)
+        finalized = fields.get("from_finalize") is True
+        return ports.Final(text, end_of_turn, finalized, until_ms(end_s))
 
     def _utterance_end(self, fields: dict[str, Any]) -> ports.Transcript | Skipped:
         last_word_end_s = fields.get("last_word_end")
@@ -228,6 +230,11 @@ class Listening:
         self._turn_open = False
         self._settled_s = last_word_end_s
         return ports.UtteranceEnd()
+
+
+def until_ms(end_s: float) -> int | None:
+    """Return a position in the audio in milliseconds; None if it cannot be one."""
+    return int(end_s * 1_000) if 0 <= end_s < math.inf else None
 
 
 def closed(provider: str, code: int, reason: str) -> ProviderError:

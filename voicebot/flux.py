@@ -128,7 +128,9 @@ class Listening:
             case "EndOfTurn":
                 whole = self._words(text)
                 self._begin(turn + 1)
-                return ports.Final(whole, end_of_turn=True)
+                end_s = fields.get("audio_window_end")
+                until = deepgram.until_ms(end_s) if isinstance(end_s, int | float) else None
+                return ports.Final(whole, end_of_turn=True, until_ms=until)
             case other:
                 self._told = told
                 return Skipped("unknown_event", str(other)[:40])

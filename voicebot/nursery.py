@@ -29,7 +29,7 @@ import itertools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Literal, assert_never
 
@@ -49,7 +49,17 @@ from voicebot.failover import FailoverChat, FailoverVoice
 from voicebot.floor import Bell, Floor
 from voicebot.plan import CallPlan
 from voicebot.playout import Cut, Epoch, Ledger
-from voicebot.ports import Ears, MediaSocket, Ports, Tool, ToolCall, Transcriber
+from voicebot.ports import (
+    Ears,
+    MediaSocket,
+    Ports,
+    Recogniser,
+    Tool,
+    ToolCall,
+    Transcriber,
+    Transcript,
+)
+from voicebot.ports import Final as FinalTranscript
 from voicebot.record import CallSummary, Journal, Moment, Outcome, ToolRecord, TurnRecord
 from voicebot.reel import Reel
 from voicebot.ring import Ring
@@ -246,6 +256,11 @@ async def _tell_carrier(tell: Callable[[], Awaitable[object]], patience_s: float
         _log.warning("hang_up_late", extra={"patience_s": patience_s})
 
 
+def _first(errors: ExceptionGroup[ProviderError]) -> ProviderError:
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, ExceptionGroup) else first
+
+
 class _Call:
     """What the scopes of one call share. Every method is one task, or a step of one."""
 
@@ -279,6 +294,15 @@ class _Call:
         )
         self._speech = FailoverVoice(
             Alternatives.of(ports.synthesizer, rules), plan.timeouts, self._provider_failed
+        )
+        opener = ports.open_transcriber
+        self._recognisers = (
+            opener
+            if isinstance(opener, Alternatives)
+            else Alternatives(
+                [Recogniser(opener, ports.endpointing)],
+                replace(rules, pause_s=plan.timeouts.transcriber_pause_s),
+            )
         )
         self._framer = audio.Framer()
         self._ring = Ring()
@@ -480,31 +504,39 @@ class _Call:
 
     async def transcribe(self) -> None:
         """Keep a recogniser open and fed; give up after a few failures in a row."""
-        timeouts = self._plan.timeouts
-        failures = 0
-        while failures < timeouts.transcriber_tries:
-            if failures:
-                await trio.sleep(timeouts.transcriber_pause_s * 2 ** (failures - 1))
+        allowed = self._plan.timeouts.transcriber_tries
+        tries = self._recognisers.tries(allowed)
+        pause: float | None = 0.0
+        while pause is not None:
+            await trio.sleep(pause)
+            recogniser = tries.begin(trio.current_time())
+            self._turns.recogniser(recogniser.endpointing)
             try:
                 with trio.CancelScope() as self._recognising:
-                    async with self._ports.open_transcriber() as transcriber:
+                    async with recogniser.open() as transcriber:
                         async with trio.open_nursery() as feed:  # owns the feed; ends on error
                             feed.start_soon(self._feed_from_ring, transcriber)
                             while True:
                                 transcript = await transcriber.receive()
-                                failures = 0
-                                now = trio.current_time()
-                                spoken = self._spoken(now)
-                                self._obey(self._turns.transcript(transcript, now, spoken))
+                                tries.worked(allowed)
+                                self._take(transcript)
                 raise ProviderTimeout("recogniser", "no words in time")
             except* ProviderError as errors:
-                failures += 1
+                now = trio.current_time()
+                error = _first(errors)
+                pause = tries.failed(error, now)
                 self._journal.count("recogniser_failures")
-                self._note("recogniser_failed")
-                _log.warning("recogniser_failed", exc_info=errors)
-                if self._turns.recogniser_lost(self._ring.finalizes):
+                self._provider_failed(error, tries.opened)
+                self._ring.rewind()
+                if self._turns.recogniser_lost(self._ring.finalizes) and not self._ring.speaking:
                     self._feed(SpeechStarted(0))
         self._give_up(Outcome.NO_RECOGNITION)
+
+    def _take(self, transcript: Transcript) -> None:
+        if isinstance(transcript, FinalTranscript):
+            self._ring.settle(transcript.until_ms)
+        now = trio.current_time()
+        self._obey(self._turns.transcript(transcript, now, self._spoken(now)))
 
     def _spoken(self, now: float) -> str:
         """Return what the caller has lately heard of the bot, and may be recognised again."""

@@ -6,12 +6,16 @@ used, so that a server with keys does not load what it does not need, and the ot
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
+from pydantic import SecretStr
+
 from voicebot.config import Settings
-from voicebot.ports import Chat, OpenTranscriber, Ports, Synthesizer
+from voicebot.ports import Chat, Ports, Recogniser, Synthesizer
+from voicebot.tries import Alternatives
 
 
 @asynccontextmanager
@@ -30,69 +34,89 @@ async def open_ports(settings: Settings) -> AsyncGenerator[Ports]:
         # Holds the loop for 0.1 s, once, before any call is taken; a thread would hold it too.
         open_ears = OpenEars(settings.hearing)
         warmers: list[Callable[[], None]] = []  # of what talks over a network
-        chat = await _open_chat(stack, settings, warmers)
-        transcriber, synthesizer = await _open_speech(stack, settings, warmers)
+        chats = await _open_chats(stack, settings, warmers)
+        recognisers, voices = await _open_speech(stack, settings, warmers)
 
         def warm() -> None:
             for each in warmers:
                 each()
 
+        rules = settings.timeouts.retrying
+        patient = replace(rules, pause_s=settings.timeouts.transcriber_pause_s)
         yield Ports(
-            open_transcriber=transcriber,
-            endpointing="provider" if settings.deepgram else "local",
-            chat=chat,
-            synthesizer=synthesizer,
+            open_transcriber=Alternatives(recognisers, patient),
+            endpointing=recognisers[0].endpointing,
+            chat=Alternatives(chats, rules),
+            synthesizer=Alternatives(voices, rules),
             open_ears=open_ears,
             warm=warm,
         )
 
 
-async def _open_chat(
+async def _open_chats(
     stack: AsyncExitStack, settings: Settings, warmers: list[Callable[[], None]]
-) -> Chat:
+) -> list[Chat]:
+    """Open the language models: those of the first key, then those of the second."""
     if settings.groq:
-        from voicebot.llm import open_chat
+        from voicebot.llm import open_chats
 
-        chat = await stack.enter_async_context(
-            open_chat(
-                base_url=settings.groq_base_url,
-                api_key=settings.groq_api_key.get_secret_value(),
-                model=settings.groq_model,
-                spares=settings.spare_connections,
+        keys = [settings.groq_api_key, settings.groq_fallback_api_key]
+        chats: list[Chat] = []
+        for key in _given(keys) or [""]:
+            opened = await stack.enter_async_context(
+                open_chats(
+                    base_url=settings.groq_base_url,
+                    api_key=key,
+                    models=settings.groq_models,
+                    spares=0 if chats else settings.spare_connections,
+                )
             )
-        )
-        warmers.append(chat.warm)
-        return chat
+            if not chats:
+                warmers.append(opened[0].warm)
+            chats += opened
+        return chats
     from voicebot.brain.receptionist import ScriptedBrain
 
-    return ScriptedBrain()
+    return [ScriptedBrain()]
 
 
 async def _open_speech(
     stack: AsyncExitStack, settings: Settings, warmers: list[Callable[[], None]]
-) -> tuple[OpenTranscriber, Synthesizer]:
+) -> tuple[list[Recogniser], list[Synthesizer]]:
+    """Open recognisers and voices: of each key, and the embedded ones where they are wanted."""
+    recognisers: list[Recogniser] = []
+    voices: list[Synthesizer] = []
     if settings.deepgram:
         from voicebot.stt import open_transcriber
 
-        key = settings.deepgram_api_key.get_secret_value()
-        synthesizer = await _open_voice(stack, settings, key, warmers)
-        transcriber = partial(
-            open_transcriber,
-            url=settings.deepgram_url,
-            api_key=key,
-            model=settings.deepgram_stt_model,
-            language=settings.language,
-            recognition=settings.recognition,
-        )
-        return transcriber, synthesizer
-    from voicebot.local.speech import open_local_speech
+        for key in _given([settings.deepgram_api_key, settings.deepgram_fallback_api_key]):
+            spares = 0 if voices else settings.spare_connections
+            warming = [] if voices else warmers
+            voices.append(await _open_voice(stack, settings, key, spares, warming))
+            opener = partial(
+                open_transcriber,
+                url=settings.deepgram_url,
+                api_key=key,
+                model=settings.deepgram_stt_model,
+                language=settings.language,
+                recognition=settings.recognition,
+            )
+            recognisers.append(Recogniser(opener, "provider"))
+    if not settings.deepgram or settings.fallback_speech == "embedded":
+        from voicebot.local.speech import open_local_speech
 
-    speech = await stack.enter_async_context(open_local_speech(settings.voice))
-    return speech.open_transcriber, speech
+        speech = await stack.enter_async_context(open_local_speech(settings.voice))
+        voices.append(speech)
+        recognisers.append(Recogniser(speech.open_transcriber, "local"))
+    return recognisers, voices
 
 
 async def _open_voice(
-    stack: AsyncExitStack, settings: Settings, key: str, warmers: list[Callable[[], None]]
+    stack: AsyncExitStack,
+    settings: Settings,
+    key: str,
+    spares: int,
+    warmers: list[Callable[[], None]],
 ) -> Synthesizer:
     url, model = settings.deepgram_url, settings.deepgram_tts_model
     if settings.deepgram_tts_transport == "websocket":
@@ -106,7 +130,11 @@ async def _open_voice(
     from voicebot import tts
 
     by_rest = await stack.enter_async_context(
-        tts.open_synthesizer(url=url, api_key=key, model=model, spares=settings.spare_connections)
+        tts.open_synthesizer(url=url, api_key=key, model=model, spares=spares)
     )
     warmers.append(by_rest.warm)
     return by_rest
+
+
+def _given(keys: Sequence[SecretStr]) -> list[str]:
+    return [value for key in keys if (value := key.get_secret_value())]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from voicebot import twilio
@@ -75,12 +75,14 @@ class Final:
     """Words that will not change; add up to the caller's turn. May be empty.
 
     `end_of_turn`: the provider says the caller has finished. `finalized`: the answer to
-    `Transcriber.finalize`, so everything sent before it is now accounted for.
+    `Transcriber.finalize`, so everything sent before it is now accounted for. `until_ms`: of the
+    audio that this transcriber was sent, how much is accounted for; None where it does not say.
     """
 
     text: str
     end_of_turn: bool = False
     finalized: bool = False
+    until_ms: int | None = field(default=None, compare=False)  # not a part of what is said
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The caller's audio on its way to the recogniser, with the edges of speech in their places.
 
-Synchronous. Bounded: what a recogniser that is still connecting, or is slow, cannot take yet is
-kept, and of more than `RING_S` the oldest audio goes. Edges stay: without its beginning, what is
-kept of an utterance is not recognised.
+Synchronous. What was sent is kept until the recogniser has accounted for it: if it is lost, the
+next one is told again. Bounded: of more than `RING_S`, sent or not, the oldest audio goes. Edges
+stay: without its beginning, what is kept of an utterance is not recognised.
 """
 
 from __future__ import annotations
@@ -13,17 +13,23 @@ from typing import Final
 from voicebot import audio
 from voicebot.turns import Finalize, SpeechStarted
 
-RING_S: Final = 10.0  # caller audio kept for a recogniser that is still connecting
+RING_S: Final = 10.0  # longer than any recogniser takes to connect, or a sentence to say
 FEED_MS: Final = 60  # audio per message to the recogniser: its cost is per message
 BATCH_S: Final = 1.0  # audio in one message at most, when there is much to catch up with
+
+
+_Item = bytes | SpeechStarted | Finalize
 
 
 class Ring:
     """20 ms frames and edges, in order."""
 
     def __init__(self) -> None:
-        self._items: deque[bytes | SpeechStarted | Finalize] = deque()
+        self._items: deque[_Item] = deque()
         self._bytes = self._edges = 0
+        self._sent: deque[_Item] = deque()  # to this recogniser, and not accounted for
+        self._sent_bytes = 0
+        self._settled_bytes = 0  # of what this recogniser was sent: no more in `_sent`
 
     @property
     def ready(self) -> bool:
@@ -35,27 +41,40 @@ class Ring:
         """How many requests to finalize have not been taken."""
         return sum(isinstance(item, Finalize) for item in self._items)
 
-    def put(self, item: bytes | SpeechStarted | Finalize) -> int:
-        """Add a frame or an edge; return how many milliseconds of audio that has cost."""
+    @property
+    def speaking(self) -> bool:
+        """Whether, by the edges that have not been taken, the caller speaks at the end."""
+        edges = [item for item in self._items if not isinstance(item, bytes)]
+        return bool(edges) and isinstance(edges[-1], SpeechStarted)
+
+    def put(self, item: _Item) -> int:
+        """Add a frame or an edge; return how many milliseconds of audio that has cost.
+
+        What was sent already costs nothing: it has been heard, unless the recogniser is lost.
+        """
         self._items.append(item)
         if not isinstance(item, bytes):
             self._edges += 1
             return 0
         self._bytes += len(item)
-        if self._bytes <= RING_S * audio.BYTES_PER_S:
+        if self._bytes + self._sent_bytes <= RING_S * audio.BYTES_PER_S:
+            return 0
+        if self._sent_bytes:
+            self._forget_sent()
             return 0
         oldest = next(i for i, kept in enumerate(self._items) if isinstance(kept, bytes))
         self._bytes -= audio.FRAME_BYTES
         del self._items[oldest]
         return audio.FRAME_MS
 
-    def take(self) -> bytes | SpeechStarted | Finalize:
+    def take(self) -> _Item:
         """Take what comes next: all audio before the next edge, up to a message, or the edge.
 
         Raises:
             IndexError: there is nothing.
         """
         first = self._items.popleft()
+        self._sent.append(first)
         if not isinstance(first, bytes):
             self._edges -= 1
             return first
@@ -65,6 +84,42 @@ class Ring:
             if not isinstance(item, bytes):
                 break
             batch += item
-            self._items.popleft()
+            self._sent.append(self._items.popleft())
         self._bytes -= len(batch)
+        self._sent_bytes += len(batch)
         return bytes(batch)
+
+    def settle(self, until_ms: int | None) -> None:
+        """Forget what a recogniser has accounted for: what it was sent up to there.
+
+        Args:
+            until_ms: of all audio that this recogniser was sent; None: up to the first request to
+                finalize, which it has answered, or else all.
+        """
+        if until_ms is None:
+            while self._sent:
+                if isinstance(self._forget_sent(), Finalize):
+                    return
+            return
+        until = until_ms * audio.BYTES_PER_MS
+        while self._sent:
+            first = self._sent[0]
+            size = len(first) if isinstance(first, bytes) else 0
+            if self._settled_bytes + size > until:
+                return
+            self._forget_sent()
+
+    def rewind(self) -> None:
+        """Begin anew with another recogniser: what was not accounted for is sent again."""
+        self._items.extendleft(reversed(self._sent))
+        self._bytes += self._sent_bytes
+        self._edges += sum(not isinstance(item, bytes) for item in self._sent)
+        self._sent.clear()
+        self._sent_bytes = self._settled_bytes = 0
+
+    def _forget_sent(self) -> _Item:
+        item = self._sent.popleft()
+        if isinstance(item, bytes):
+            self._sent_bytes -= len(item)
+            self._settled_bytes += len(item)
+        return item

@@ -90,6 +90,11 @@ class Alternatives(Generic[PartT]):
         """Return alternatives as they are, or one thing as the only one."""
         return parts if isinstance(parts, Alternatives) else cls([parts], rules)
 
+    @property
+    def first(self) -> PartT:
+        """The one that is preferred."""
+        return self._parts[0][0]
+
     def tries(self, count: int, until: float = math.inf) -> Tries[PartT]:
         """Return the tries of one request: at most `count`, none after `until`."""
         return Tries(self._parts, self.rules, count, until)
@@ -123,9 +128,12 @@ class Tries(Generic[PartT]):
         breaker.begin(now)
         return part
 
-    def worked(self) -> None:
-        """Note that the try went well."""
+    def worked(self, more: int = 0) -> None:
+        """Note that the try went well; if it fails after that, `more` tries are left."""
         self._parts[self._now][1].worked()
+        self._tried = [0] * len(self._parts)
+        self._useless.clear()
+        self._left = max(self._left, more)
 
     def failed(self, error: ProviderError, now: float) -> float | None:
         """Note that the try failed; return the seconds to wait before the next, None if none."""
@@ -137,7 +145,7 @@ class Tries(Generic[PartT]):
         best = self._best(now)
         pause = 0.0
         if best == self._now:
-            pause = self._rules.pause_s * 2 ** (self._tried[best] - 1)
+            pause = self._rules.pause_s * 2 ** max(0, self._tried[best] - 1)
         pause = max(pause, self._parts[best][1].busy_until - now)
         return None if now + pause >= self._until else pause
 

@@ -200,6 +200,11 @@ class Turns:
             return [self._end_turn(passed_over[0])]
         return ()
 
+    def recogniser(self, endpointing: Literal["provider", "local"]) -> None:
+        """Note which kind of recogniser hears from now on. Words of the one before stay."""
+        self._local = endpointing == "local"
+        self._ended = False
+
     def recogniser_lost(self, finalizing: int) -> bool:
         """Note that the recogniser is gone; `finalizing` requests have not reached it.
 

@@ -73,6 +73,7 @@ from voicebot.standins.twilio import REST, Call
 from voicebot.standins.twilio_rules import ApiError
 from voicebot.standins.voice import speak
 from voicebot.transport import tls_context
+from voicebot.tries import Alternatives
 
 CALLS = 5  # at once
 BACK_S = 2.0  # the promise
@@ -769,10 +770,12 @@ class Scene:
     async def warm_up(self) -> None:
         """Use each client once: what it makes then, it keeps."""
         assert self.ports is not None
-        async with self.ports.chat.open_reply([Message("user", "Hi.")]) as answer:
+        assert isinstance(self.ports.chat, Alternatives)
+        assert isinstance(self.ports.synthesizer, Alternatives)
+        async with self.ports.chat.first.open_reply([Message("user", "Hi.")]) as answer:
             async for _ in answer:
                 pass
-        async with self.ports.synthesizer.open_speech("Hi.") as chunks:
+        async with self.ports.synthesizer.first.open_speech("Hi.") as chunks:
             async for _ in chunks:
                 pass
         await trio.testing.wait_all_tasks_blocked(0.02)  # the stand-ins' ends as well

@@ -99,7 +99,7 @@ class _Deltas:
         reply = self._reply
         await trio.sleep(reply.gap_s if self._given else 0)
         if self._given == reply.fail_after:
-            raise ProviderError("scripted chat", "broke off")
+            raise ProviderError("scripted chat", "broke off", retryable=True)
         if self._given == reply.stall_after:
             await trio.sleep_forever()
         if self._given == len(self._deltas):

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import trio
 
-from voicebot.audio import BYTES_PER_S, FRAME_BYTES, FRAME_MS
+from voicebot.audio import BYTES_PER_MS, BYTES_PER_S, FRAME_BYTES, FRAME_MS
 from voicebot.errors import ProviderError
 from voicebot.floor import Bell
 from voicebot.ports import Final as FinalTranscript
@@ -83,7 +83,7 @@ class ToyRecogniser:
         try:
             await trio.sleep(opening.open_s)
             if opening.refuse:
-                raise ProviderError(_NAME, "refused")
+                raise ProviderError(_NAME, "refused", retryable=True)
             yield _Connection(self, opening)
         finally:
             await linger(opening.close_s)  # noqa: ASYNC102  # shielded and bounded itself
@@ -94,6 +94,7 @@ class _Connection:
         self._recogniser = recogniser
         self._opening = opening
         self._sent_s = 0.0
+        self._read_bytes = 0
         self._reader = Reader()
         self._due: deque[tuple[float, Transcript]] = deque()
         self._news = Bell()
@@ -112,6 +113,7 @@ class _Connection:
         self._check()
         if self._recogniser.mode == "local":
             self._reader.feed(audio)
+            self._read_bytes += len(audio)
             return
         for start in range(0, len(audio), FRAME_BYTES):
             self._follow(audio[start : start + FRAME_BYTES])
@@ -123,7 +125,7 @@ class _Connection:
         """Answer with the words since the last answer. See `ports.Transcriber.finalize`."""
         await trio.lowlevel.checkpoint()
         self._check()
-        self._say(FinalTranscript(self._take(), finalized=True))
+        self._say(self._final(finalized=True))
 
     async def receive(self) -> Transcript:
         """Wait for the next transcript. See `ports.Transcriber.receive`."""
@@ -141,7 +143,7 @@ class _Connection:
 
     def _check(self) -> None:
         if self._dropped:
-            raise ProviderError(_NAME, "connection lost")
+            raise ProviderError(_NAME, "connection lost", retryable=True)
 
     def _say(self, transcript: Transcript) -> None:
         if self._sent_s > self._opening.stall_after_s:
@@ -150,16 +152,19 @@ class _Connection:
         self._due.append((trio.current_time() + self._opening.answer_s, transcript))
         self._news.ring()
 
-    def _take(self) -> str:
+    def _final(self, *, end_of_turn: bool = False, finalized: bool = False) -> FinalTranscript:
         """Return the words that are in no final transcript yet, and begin anew."""
         text = self._reader.text.strip()
         self._reader, self._partial, self._likely = Reader(), "", False
-        return text
+        return FinalTranscript(
+            text, end_of_turn, finalized, until_ms=self._read_bytes // BYTES_PER_MS
+        )
 
     # As a provider: speaks unasked.
 
     def _follow(self, frame: bytes) -> None:
         self._reader.feed(frame)
+        self._read_bytes += len(frame)
         self._since_partial_ms += FRAME_MS
         self._quiet_ms += FRAME_MS
         if self._reader.text:
@@ -168,7 +173,7 @@ class _Connection:
         self._owes_end = self._owes_end or bool(words)
         recogniser = self._recogniser
         if words and self._quiet_ms >= recogniser.endpointing_ms:
-            self._say(FinalTranscript(self._take(), end_of_turn=True))
+            self._say(self._final(end_of_turn=True))
         elif words and not self._likely and self._quiet_ms >= recogniser.likely_ms:
             self._likely, self._partial = True, words
             self._say(LikelyEnd(words))
@@ -181,7 +186,7 @@ class _Connection:
         if self._owes_end and self._quiet_ms >= recogniser.utterance_end_ms:
             self._owes_end = False
             if self._words():
-                self._say(FinalTranscript(self._take()))
+                self._say(self._final())
             self._say(UtteranceEnd())
 
     def _words(self) -> str:

@@ -94,6 +94,6 @@ class _Chunks:
         if self._given == len(self._audio):
             raise StopAsyncIteration
         if speech.fail_after_ms is not None and self._given >= speech.fail_after_ms * BYTES_PER_MS:
-            raise ProviderError(_NAME, "broke off")
+            raise ProviderError(_NAME, "broke off", retryable=True)
         await trio.sleep_forever()
         raise AssertionError("unreachable")
