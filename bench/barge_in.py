@@ -17,7 +17,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from voicebot.simulator import (
 from voicebot.simulator.dial import Account, dial, open_line
 from voicebot.simulator.loudness import sounds
 from voicebot.simulator.wav import read_mulaw
-from voicebot.standins import Standins, open_standins
+from voicebot.standins import open_standins
 
 RECORDINGS = Path("/usr/share/asterisk/sounds/en")
 STORY = (
@@ -117,7 +117,7 @@ async def measure(options: argparse.Namespace) -> list[Verdict]:
         )
 
     async with open_standins(replies=lambda messages: STORY) as standins:
-        with serving(settings(standins)) as server:
+        with serving(settings(standins.environment())) as server:
             async with trio.open_nursery() as nursery:
                 for _ in range(options.calls):
                     nursery.start_soon(hold, server, script())
@@ -125,10 +125,10 @@ async def measure(options: argparse.Namespace) -> list[Verdict]:
     return verdicts
 
 
-def settings(standins: Standins) -> dict[str, str]:
-    """Return an environment with the stand-ins, without a telephone: nothing is signed."""
+def settings(standins: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment with these stand-ins, without a telephone: nothing is signed."""
     names = ("DEEPGRAM_", "GROQ_")
-    chosen = {k: v for k, v in standins.environment().items() if k.startswith(names)}
+    chosen = {k: v for k, v in standins.items() if k.startswith(names)}
     inherited = {
         name: value
         for name, value in os.environ.items()

@@ -223,7 +223,7 @@ async def measure(options: argparse.Namespace) -> list[BargeIn]:
             chat=scene.chat,
             speak=scene.speak,
         ) as standins:
-            with serving({**settings(standins), **scene.environ}, module) as server:
+            with serving({**settings(standins.environment()), **scene.environ}, module) as server:
                 async with trio.open_nursery() as nursery:
                     for _ in range(options.calls * scene.weight):
                         nursery.start_soon(hold, server, scene, script(scene, clips, pick))
