@@ -510,7 +510,7 @@ class _Call:
         while pause is not None:
             await trio.sleep(pause)
             recogniser = tries.begin(trio.current_time())
-            self._turns.recogniser(recogniser.endpointing)
+            self._obey(self._turns.recogniser(recogniser.endpointing))
             try:
                 with trio.CancelScope() as self._recognising:
                     async with recogniser.open() as transcriber:
@@ -526,6 +526,7 @@ class _Call:
                 error = _first(errors)
                 pause = tries.failed(error, now)
                 self._journal.count("recogniser_failures")
+                self._note("recogniser_failed")
                 self._provider_failed(error, tries.opened)
                 self._ring.rewind()
                 if self._turns.recogniser_lost(self._ring.finalizes) and not self._ring.speaking:

@@ -200,10 +200,14 @@ class Turns:
             return [self._end_turn(passed_over[0])]
         return ()
 
-    def recogniser(self, endpointing: Literal["provider", "local"]) -> None:
+    def recogniser(self, endpointing: Literal["provider", "local"]) -> Sequence[Instruction]:
         """Note which kind of recogniser hears from now on. Words of the one before stay."""
-        self._local = endpointing == "local"
-        self._ended = False
+        before, self._local = self._local, endpointing == "local"
+        if before or not self._local or self._voice:
+            return ()
+        # What it will be told of the past was said to one that needs not be asked.
+        self._ended, self._finalizing = False, self._finalizing + 1
+        return [Finalize()]
 
     def recogniser_lost(self, finalizing: int) -> bool:
         """Note that the recogniser is gone; `finalizing` requests have not reached it.

@@ -35,6 +35,7 @@ _EXCUSED: Final = {
     Outcome.CANCELLED: {"drain"},
     Outcome.NO_RECOGNITION: {"recogniser"},
     Outcome.NO_SPEECH: {"voice"},
+    Outcome.NO_ANSWERS: {"chat"},
 }
 
 
