@@ -141,6 +141,7 @@ class _Call:
 
     id: str
     name: str
+    index: int | None
     pieces: list[str] = field(default_factory=list)
     chars: int = 0
 
@@ -196,7 +197,7 @@ class Assembler:
 
     def _call_of(self, piece: CallPiece) -> _Call:
         for call in self._calls:
-            if piece.id and call.id == piece.id:
+            if piece.id and (call.id, call.index) == (piece.id, piece.index):
                 return call
         newest = self._newest.get(piece.index)
         if newest is not None:
@@ -214,7 +215,7 @@ class Assembler:
             raise _garbled("a tool call without a name")
         if len(self._calls) == MAX_CALLS:
             raise _garbled(f"more than {MAX_CALLS} tool calls in one answer")
-        call = _Call(piece.id, piece.name)
+        call = _Call(piece.id, piece.name, piece.index)
         self._calls.append(call)
         self._newest[piece.index] = self._newest[None] = call
         return call

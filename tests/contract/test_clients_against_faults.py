@@ -17,7 +17,13 @@ import trio.testing
 
 from voicebot import audio, ports, telephony
 from voicebot.config import load
-from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
+from voicebot.errors import (
+    ProviderError,
+    ProviderRejected,
+    ProviderTimeout,
+    ReplyCut,
+    RequestTooLong,
+)
 from voicebot.llm import open_chat
 from voicebot.standins import (
     API_KEY,
@@ -129,8 +135,8 @@ CUT: Final = Fails(ProviderError, True, "ReadError")
 PROXY: Final = Fails(ProviderRejected, True, "refused with 502")
 NOT_AUDIO: Final = Fails(ProviderError, False, "instead of audio/mulaw")
 NOT_EVENTS: Final = Fails(ProviderError, False, "instead of an event stream")
-UNINTELLIGIBLE: Final = Fails(ProviderError, False, "unintelligible chunk")
-FAILED: Final = Fails(ProviderError, True, "failed in mid-answer: internal_server_error")
+FAILED: Final = Fails(ProviderRejected, True, "internal_server_error")
+UNINTELLIGIBLE: Final = Fails(ProviderError, True, "unintelligible chunk")
 BROKE_OFF: Final = Fails(ProviderError, True, "the answer broke off")
 LOST: Final = Fails(ProviderError, True, "the connection was lost")
 MAYBE_PLACED: Final = Fails(ProviderError, False, "the answer broke off")
@@ -215,8 +221,8 @@ EXPECTED: Final[dict[str, dict[str, Any]]] = {
         "no-object": UNINTELLIGIBLE,
         "wrong-types": UNINTELLIGIBLE,
         # A call that a limit may have cut is not run.
-        "finish-length": [*WORDS, CALLS[0]],
-        "finish-content-filter": [*WORDS, CALLS[0]],
+        "finish-length": Fails(ReplyCut, False, "length"),
+        "finish-content-filter": Fails(ReplyCut, False, "content_filter"),
         "same-call-id": [*WORDS, *(replace(call, id="call_0") for call in CALLS)],
         "wrong-arguments": [*WORDS, *(replace(call, arguments='{"day": ') for call in CALLS)],
         **each(
@@ -257,6 +263,10 @@ def expected_of(service: str, fault: str) -> Any:
     refusal = FAULTS[service][fault].refusal
     if refusal is None:
         return EXPECTED[service][fault]
+    if service == "chat" and refusal.status == 413:
+        return Fails(RequestTooLong, False, "")
+    if fault in {"400-tool-use-failed", "400-json-validate-failed"}:
+        return Fails(ProviderRejected, True, "")  # the model's mistake, and it draws lots
     # 498: the flex tier is full for now.
     return Fails(ProviderRejected, refusal.status in {429, 498} or refusal.status >= 500, "")
 
