@@ -83,3 +83,6 @@ async def _learn(phrases: Phrases, voices: Alternatives[Synthesizer], plan: Call
             await phrases.learn(voice)
         except ProviderError:
             await trio.sleep(AGAIN_S)
+        except Exception:  # a bug in a voice ends calls, and not the service
+            log.exception("phrases_given_up")
+            return

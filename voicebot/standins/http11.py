@@ -328,18 +328,23 @@ class HttpServer:
         while self.connections_open:
             await self._closed.wait()
 
-    async def accept(self, nursery: trio.Nursery) -> NoReturn:
-        """Serve connections in the nursery, whenever there is a listener."""
+    async def accept(
+        self, nursery: trio.Nursery, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
+        """Serve connections in the nursery, while there is a listener; started with it."""
         while True:
             await trio.lowlevel.checkpoint()
             if self._doors == "refuse":
                 await self._door_moved.wait()
             try:
                 await trio.serve_listeners(
-                    self._serve_connection, [self._listener], handler_nursery=nursery
+                    self._serve_connection,
+                    [self._listener],
+                    handler_nursery=nursery,
+                    task_status=task_status,
                 )
             except* trio.ClosedResourceError:
-                pass  # the door was closed
+                task_status = trio.TASK_STATUS_IGNORED  # the door was closed
 
     async def _serve_connection(self, stream: trio.SocketStream) -> None:
         """Answer one client until either side has had enough."""
@@ -477,6 +482,6 @@ async def open_http_server(
     """
     server = HttpServer(service, host, port, route, report)
     async with trio.open_nursery() as nursery:  # owns: connections; ends when the block ends
-        nursery.start_soon(server.accept, nursery)
+        await nursery.start(server.accept, nursery)
         yield server
         nursery.cancel_scope.cancel(reason="stand-in closed")
