@@ -22,7 +22,7 @@ from tests.sim.world import GAP, CountingChat, Done, Dropping, Held, Tampered
 from voicebot.ports import Chat, MediaSocket, Message, Ports, Synthesizer
 from voicebot.phrases import Phrases
 from voicebot.record import Moment
-from voicebot.simulator import Cue, InterruptAfter, Script, Utterance, When, WhenSilent
+from voicebot.simulator import At, Cue, InterruptAfter, Script, Utterance, When, WhenSilent
 from voicebot.testing import Reply, ToyEars, ToySynthesizer, hold_call, run_seeded, toy
 from voicebot.testing.toy import PAUSE_MS
 from voicebot.audio import silence
@@ -49,8 +49,9 @@ class FaultyHeld(Held):
 class _World:
     """The caller's side: speaks when the schedule's manner says, and hangs up at last."""
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, clock: Clock) -> None:
         self.schedule = schedule
+        self.clock = clock
         self.moments: list[Moment] = []
         self.done: list[Done] = []
         self.socket: Tampered | None = None
@@ -58,6 +59,7 @@ class _World:
         self._cues = [Cue() for _ in schedule.requests]
 
     def between(self, socket: MediaSocket) -> MediaSocket:
+        self.clock.began = trio.current_time()  # the engine's call begins in this step
         self.socket = Tampered(socket)
         return self.socket
 
@@ -65,9 +67,11 @@ class _World:
         utterances = []
         for number, request in enumerate(self.schedule.requests):
             when: When = WhenSilent(0.8)
-            if self.schedule.manner == "interrupts" and number % 2:
+            if not number and not self.schedule.plan.greeting:
+                when = At(1.0)
+            elif self.schedule.manner == "interrupts" and number % 2:
                 when = InterruptAfter(300)
-            elif self.schedule.manner == "waits" and (number or self.schedule.plan.greeting):
+            elif self.schedule.manner == "waits":
                 when = self._cues[number]
             utterances.append(Utterance(request, GAP + toy.say(request), when))
         if self.schedule.manner == "waits":  # or the end of a filler would be the end of the call
@@ -102,7 +106,8 @@ def hold_schedule(schedule: Schedule) -> FaultyHeld:
 
 
 async def _hold(schedule: Schedule) -> FaultyHeld:
-    world, asks, clock = _World(schedule), list[Ask](), Clock()
+    clock, asks = Clock(), list[Ask]()
+    world, began = _World(schedule, clock), trio.current_time()
 
     def choose(messages: Sequence[Message]) -> Reply:
         said = messages[-1].content
@@ -148,7 +153,7 @@ async def _hold(schedule: Schedule) -> FaultyHeld:
         recogniser,
         chat.most,
         trio.lowlevel.current_statistics().tasks_living - before,
-        clock.now(),
+        trio.current_time() - began,
         asks=asks,
     )
 
