@@ -156,6 +156,21 @@ async def test_patience_for_an_answer_is_that_of_all_its_tries(autojump_clock: C
     assert len(part.asked) == 3
 
 
+@pytest.mark.parametrize("retry_after_s", [5.0, 60.0])
+async def test_a_voice_that_is_busy_is_waited_for_no_longer_than_a_late_one(
+    retry_after_s: float, autojump_clock: Clock
+) -> None:
+    busy = ProviderRejected("part", "busy", status=429, retryable=True, retry_after_s=retry_after_s)
+    part, failures = Part([(0.0, busy)]), Failures()
+
+    with pytest.raises(ProviderRejected):
+        await speak(failures, part)
+
+    # Three tries of 2 s: what is to be waited for beyond that is not.
+    assert part.asked == [0.0, 5.0][: 2 if retry_after_s < 6.0 else 1]
+    assert trio.current_time() == part.asked[-1]
+
+
 async def test_an_answer_that_stalls_or_breaks_off_is_not_tried_again(
     autojump_clock: Clock,
 ) -> None:

@@ -73,7 +73,7 @@ class FailoverVoice:
         tries = _Tries(
             self._voices,
             timeouts.speech_tries,
-            math.inf,
+            timeouts.speech_tries * timeouts.first_audio_s,
             lambda voice: voice.open_speech(text),
             self._on_failure,
         )
