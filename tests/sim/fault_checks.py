@@ -136,7 +136,9 @@ class _Turn:
 def violations(held: FaultyHeld) -> list[str]:
     """Return everything that is wrong with a call."""
     checks = (_ends, _outcome, _silences, _lengths, _heard, _clean, _noted, _tries, _breakers)
-    usual = (wire, clears, prompt_clear, one_reply, histories, words_of_the_caller, lead, positions)
+    usual = [wire, clears, prompt_clear, one_reply, histories, lead, positions]
+    if held.call.summary.outcome is Outcome.HUNG_UP:  # who gives up answers no more
+        usual.append(words_of_the_caller)
     found = [problem for check in usual for problem in check(held)]
     return found + [problem for check in checks for problem in check(held)]
 
@@ -283,7 +285,7 @@ def _heard(held: FaultyHeld) -> Iterator[str]:
             yield f"I4: turn {number} heard {record.heard!r}, which is not how it began"
         if not record.interrupted and claimed != generated and not turn.failed:
             yield f"I4: turn {number} was heard to its end and is cut: {record.heard!r}"
-        ended_in_it = turn is not None and turn.over >= held.call.summary.duration_s - TICK_S
+        ended_in_it = turn.over >= held.call.summary.duration_s - TICK_S
         false = [word for word in claimed if word not in heard]
         # One is being said at the cut, and two were at each break.
         if len(false) > 1 + broke:
@@ -379,7 +381,10 @@ def _tries(held: FaultyHeld) -> Iterator[str]:
 def _breakers(held: FaultyHeld) -> Iterator[str]:
     """In a standing outage the first is left alone, if there is another that is well."""
     timeouts = held.schedule.plan.timeouts
-    for providers in (held.schedule.chats, held.schedule.voices):
+    for providers, first_s in (
+        (held.schedule.chats, timeouts.first_token_s),
+        (held.schedule.voices, timeouts.first_audio_s),
+    ):
         first, *others = providers
         if not any(not other.kinds for other in others):
             continue
@@ -387,11 +392,16 @@ def _breakers(held: FaultyHeld) -> Iterator[str]:
             if not outage.fault.counts:
                 continue
             asks = [
-                ask for ask in held.asks if ask.provider == first.name and ask.fault is outage.fault
+                ask
+                for ask in held.asks
+                if ask.provider == first.name
+                and ask.fault is outage.fault
+                # And was not given up by the call before it had failed.
+                and (ask.how == "failed" or ask.until - ask.at > first_s - TICK_S)
             ]
             if not asks:
                 continue
             span = asks[-1].at - asks[0].at
             allowed = timeouts.breaker_failures + span / timeouts.breaker_s
             if len(asks) > allowed + TICK_S:
-                yield f"breaker: {first.name} was asked {len(asks)} times in its outage"
+                yield f"breaker: {first.name} failed {len(asks)} times in its outage"

@@ -19,14 +19,14 @@ from tests.sim.faults import (
 )
 from tests.sim.focus import Act
 from tests.sim.world import GAP, CountingChat, Done, Dropping, Held, Tampered
-from voicebot.ports import Chat, MediaSocket, Message, Ports, Synthesizer
+from voicebot.audio import silence
 from voicebot.phrases import Phrases
+from voicebot.ports import Chat, MediaSocket, Message, Ports, Synthesizer
 from voicebot.record import Moment
+from voicebot.sentences import SentenceSplitter
 from voicebot.simulator import At, Cue, InterruptAfter, Script, Utterance, When, WhenSilent
 from voicebot.testing import Reply, ToyEars, ToySynthesizer, hold_call, run_seeded, toy
 from voicebot.testing.toy import PAUSE_MS
-from voicebot.audio import silence
-from voicebot.sentences import SentenceSplitter
 from voicebot.tries import Alternatives
 
 PATIENCE_S = 10.0  # of a caller who hears nothing
@@ -56,7 +56,7 @@ class _World:
         self.done: list[Done] = []
         self.socket: Tampered | None = None
         self.later: trio.Nursery | None = None
-        self._cues = [Cue() for _ in schedule.requests]
+        self._cues = [Cue() for _ in schedule.answers]
 
     def between(self, socket: MediaSocket) -> MediaSocket:
         self.clock.began = trio.current_time()  # the engine's call begins in this step
@@ -65,7 +65,7 @@ class _World:
 
     def script(self) -> Script:
         utterances = []
-        for number, request in enumerate(self.schedule.requests):
+        for number, request in enumerate(self.schedule.answers):
             when: When = WhenSilent(0.8)
             if not number and not self.schedule.plan.greeting:
                 when = At(1.0)

@@ -350,7 +350,7 @@ class _Items(Generic[ItemT]):
             self._again.append(item)
         if fault.what == "empty" and isinstance(item, str):
             self._again.append(item)
-            return item[:0]
+            return type(item)()
         return item
 
 
