@@ -13,7 +13,8 @@ preference. Synchronous, takes the time as an argument.
 | refused for what was asked (400, 413) | no                                 | elsewhere        |
 
 What is left alone is tried all the same where nothing else is left: there is nothing to lose.
-After `breaker_s` one request is let through; the next follow if that went well.
+After `breaker_s` one request is let through; the next follow if that went well. Who broke off in
+the middle of an answer is asked last by that call from then on (`failover.py`).
 """
 
 from __future__ import annotations
@@ -90,9 +91,12 @@ class Alternatives(Generic[PartT]):
         """Return alternatives as they are, or one thing as the only one."""
         return parts if isinstance(parts, Alternatives) else cls([parts], rules)
 
-    def tries(self, count: int, until: float = math.inf) -> Tries[PartT]:
-        """Return the tries of one request: at most `count`, none after `until`."""
-        return Tries(self._parts, self.rules, count, until)
+    def tries(self, count: int, until: float = math.inf, last: PartT | None = None) -> Tries[PartT]:
+        """Return the tries of one request: at most `count`, none after `until`.
+
+        `last`: who is only tried when all others have been.
+        """
+        return Tries(self._parts, self.rules, count, until, last)
 
 
 class Tries(Generic[PartT]):
@@ -104,12 +108,13 @@ class Tries(Generic[PartT]):
         rules: Retrying,
         count: int,
         until: float,
+        last: PartT | None = None,
     ) -> None:
         self._parts = parts
         self._rules = rules
         self._left = count
         self._until = until
-        self._tried = [0] * len(parts)
+        self._tried = [int(part is last) for part, _ in parts]
         self._useless: set[int] = set()  # for this request
         self._now = 0  # the part that is being tried
         self.opened = False  # the last failure made everybody leave that provider alone

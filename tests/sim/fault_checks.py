@@ -209,10 +209,15 @@ def _outcome(held: FaultyHeld) -> Iterator[str]:
             mute = turn.failed and turn.record.first_media is None
             if not mute and not (trouble and (number == 0 or turns[number - 1].failed)):
                 yield f"outcome: {outcome.value} without a reason"
-    if outcome is Outcome.NO_ANSWERS and "chat" not in held.conversation.faults:
-        yield "outcome: no answers, but the model was well"
-    if outcome is Outcome.NO_SPEECH and "voice" not in held.conversation.faults:
-        yield "outcome: no speech, but the voice was well"
+    # What only one of several has is no reason to give up, once the others have been tried.
+    timeouts = held.schedule.plan.timeouts
+    for gave_up, providers, tries in (
+        (Outcome.NO_ANSWERS, held.schedule.chats, timeouts.answer_tries),
+        (Outcome.NO_SPEECH, held.schedule.voices, timeouts.speech_tries),
+    ):
+        well = any(not provider.kinds for provider in providers)
+        if outcome is gave_up and well and tries >= len(providers) and limit > 1:
+            yield f"outcome: {gave_up.value}, though one of them was well"
 
 
 def _silences(held: FaultyHeld) -> Iterator[str]:
