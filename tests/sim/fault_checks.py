@@ -215,8 +215,10 @@ def _outcome(held: FaultyHeld) -> Iterator[str]:
         (Outcome.NO_ANSWERS, held.schedule.chats, timeouts.answer_tries),
         (Outcome.NO_SPEECH, held.schedule.voices, timeouts.speech_tries),
     ):
-        well = any(not provider.kinds for provider in providers)
-        if outcome is gave_up and well and tries >= len(providers) and limit > 1:
+        ill = sum(bool(provider.kinds) for provider in providers)
+        # Each may cost the call one reply: what broke off is not asked for again.
+        enough = tries >= len(providers) > ill and limit > ill
+        if outcome is gave_up and enough:
             yield f"outcome: {gave_up.value}, though one of them was well"
 
 
