@@ -294,3 +294,16 @@ async def test_a_sentence_that_broke_off_is_begun_again_by_another_voice(
 
     assert got == [SECOND, SECOND]
     assert (len(first.asked), len(second.asked)) == (1, 2)
+
+
+async def test_where_two_broke_off_the_third_is_asked(autojump_clock: Clock) -> None:
+    breaking = [(0.0, SECOND), (0.1, ProviderError("first", "reset", retryable=True))]
+    first, second, third = Part(breaking), Part(breaking), Part([(0.0, SECOND)])
+    voice = FailoverVoice(Alternatives([first, second, third], TIMES.retrying), TIMES, Failures())
+
+    for _ in range(4):
+        with contextlib.suppress(ProviderError):
+            async with voice.open_speech("hi") as chunks:
+                assert [chunk async for chunk in chunks]
+
+    assert [len(part.asked) for part in (first, second, third)] == [1, 1, 2]

@@ -36,7 +36,7 @@ class FailoverChat:
         self, chats: Alternatives[Chat], timeouts: Timeouts, on_failure: OnFailure
     ) -> None:
         self._chats = chats
-        self._broke: Chat | None = None  # off, in the middle of an answer: it may again
+        self._broke: tuple[Chat, ...] = ()  # off, in the middle of an answer: they may again
         self._timeouts = timeouts
         self._on_failure = on_failure
 
@@ -68,7 +68,7 @@ class FailoverVoice:
         self, voices: Alternatives[Synthesizer], timeouts: Timeouts, on_failure: OnFailure
     ) -> None:
         self._voices = voices
-        self._broke: Synthesizer | None = None  # as for the model
+        self._broke: tuple[Synthesizer, ...] = ()  # as for the model
         self._timeouts = timeouts
         self._on_failure = on_failure
 
@@ -137,9 +137,9 @@ class _Tries(Generic[PartT, ItemT]):
         patience_s: float,
         ask: Callable[[PartT], AbstractAsyncContextManager[AsyncIterator[ItemT]]],
         on_failure: OnFailure,
-        broke: PartT | None,
+        broke: tuple[PartT, ...],
     ) -> None:
-        self.broke = broke  # who broke off last
+        self.broke = broke  # who broke off, the last of them at the end
         self._until = trio.current_time() + patience_s
         self._tries = parts.tries(count, self._until, broke)
         self._ask = ask
@@ -183,7 +183,7 @@ class _Tries(Generic[PartT, ItemT]):
             pause = self._tries.failed(error, now)
             self._on_failure(error, self._tries.opened)
             if answer is not None and answer.begun:
-                self.broke = part
+                self.broke = (*(one for one in self.broke if one is not part), part)
                 raise error
             if pause is None:
                 raise error

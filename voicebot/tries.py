@@ -91,10 +91,12 @@ class Alternatives(Generic[PartT]):
         """Return alternatives as they are, or one thing as the only one."""
         return parts if isinstance(parts, Alternatives) else cls([parts], rules)
 
-    def tries(self, count: int, until: float = math.inf, last: PartT | None = None) -> Tries[PartT]:
+    def tries(
+        self, count: int, until: float = math.inf, last: Sequence[PartT] = ()
+    ) -> Tries[PartT]:
         """Return the tries of one request: at most `count`, none after `until`.
 
-        `last`: who is only tried when all others have been.
+        `last`: who is only tried when all others have been, and in which order.
         """
         return Tries(self._parts, self.rules, count, until, last)
 
@@ -108,13 +110,14 @@ class Tries(Generic[PartT]):
         rules: Retrying,
         count: int,
         until: float,
-        last: PartT | None = None,
+        last: Sequence[PartT] = (),
     ) -> None:
         self._parts = parts
         self._rules = rules
         self._left = count
         self._until = until
-        self._tried = [int(part is last) for part, _ in parts]
+        self._tried = [0] * len(parts)
+        self._late = [sum(n for n, one in enumerate(last, 1) if one is part) for part, _ in parts]
         self._useless: set[int] = set()  # for this request
         self._now = 0  # the part that is being tried
         self.opened = False  # the last failure made everybody leave that provider alone
@@ -149,9 +152,9 @@ class Tries(Generic[PartT]):
     def _best(self, now: float) -> int:
         """Return the first of those that are not left alone and were tried least."""
 
-        def worth(index: int) -> tuple[bool, float, int, int]:
+        def worth(index: int) -> tuple[bool, float, int, int, int]:
             breaker = self._parts[index][1]
             busy_s = max(0.0, breaker.busy_until - now)
-            return breaker.is_open(now), busy_s, self._tried[index], index
+            return breaker.is_open(now), busy_s, self._tried[index], self._late[index], index
 
         return min((i for i in range(len(self._parts)) if i not in self._useless), key=worth)

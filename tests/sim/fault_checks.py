@@ -153,12 +153,13 @@ def _turns(held: FaultyHeld) -> list[_Turn]:
             began = moment.at
         elif moment.what == "turn_over":
             failed = {m.what for m in moments} & _FAILED
-            asks = [
-                a
-                for a in held.asks
-                if since - TICK_S <= a.at < max(moment.at - TICK_S, began + TICK_S)
-            ]
             record = held.call.summary.turns[moment.detail["number"]]
+            asks = []
+            for ask in held.asks:
+                # What begins in the very moment in which one turn ends may be of the next.
+                ours = ask.text in record.generated if ask.text else ask.at < moment.at - TICK_S
+                if since - TICK_S <= ask.at < moment.at + TICK_S and ours:
+                    asks.append(ask)
             found.append(_Turn(record, began, moment.at, bool(failed), tuple(moments), tuple(asks)))
             since, moments = moment.at, []
     return found
