@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -156,6 +157,21 @@ async def test_patience_for_an_answer_is_that_of_all_its_tries(autojump_clock: C
     assert len(part.asked) == 3
 
 
+@pytest.mark.parametrize("retry_after_s", [5.0, 60.0])
+async def test_a_voice_that_is_busy_is_waited_for_no_longer_than_a_late_one(
+    retry_after_s: float, autojump_clock: Clock
+) -> None:
+    busy = ProviderRejected("part", "busy", status=429, retryable=True, retry_after_s=retry_after_s)
+    part, failures = Part([(0.0, busy)]), Failures()
+
+    with pytest.raises(ProviderRejected):
+        await speak(failures, part)
+
+    # Three tries of 2 s: what is to be waited for beyond that is not.
+    assert part.asked == [0.0, 5.0][: 2 if retry_after_s < 6.0 else 1]
+    assert trio.current_time() == part.asked[-1]
+
+
 async def test_an_answer_that_stalls_or_breaks_off_is_not_tried_again(
     autojump_clock: Clock,
 ) -> None:
@@ -238,3 +254,56 @@ async def test_a_drip_slower_than_speech_is_a_stall(autojump_clock: Clock) -> No
 
     # Of the 1 s that it may be late in all each takes 0.3 s.
     assert trio.current_time() == pytest.approx(0.5 + 1.0 + 4 * 0.2, abs=0.21)
+
+
+async def test_who_broke_off_in_the_middle_is_asked_last_from_then_on(
+    autojump_clock: Clock,
+) -> None:
+    breaking = [(0.0, "a"), (0.1, ProviderError("first", "reset", retryable=True))]
+    first, second, failures = Part(breaking), Part([(0.0, "b")]), Failures()
+    chat = FailoverChat(Alternatives([first, second], TIMES.retrying), TIMES, failures)
+
+    async def ask() -> list[str | ToolCall]:
+        async with chat.open_reply([Message("user", "hi")]) as deltas:
+            return [delta async for delta in deltas]
+
+    with pytest.raises(ProviderError, match="reset"):
+        await ask()
+    assert await ask() == await ask() == ["b"]
+    assert len(first.asked) == 1
+
+    second.items = breaking  # then they change places again
+    first.items = [(0.0, "a")]
+    with pytest.raises(ProviderError, match="reset"):
+        await ask()
+    assert await ask() == ["a"]
+
+
+async def test_a_sentence_that_broke_off_is_begun_again_by_another_voice(
+    autojump_clock: Clock,
+) -> None:
+    breaking = [(0.0, SECOND), (0.1, ProviderError("first", "reset", retryable=True))]
+    first, second, failures = Part(breaking), Part([(0.0, SECOND)]), Failures()
+    voice = FailoverVoice(Alternatives([first, second], TIMES.retrying), TIMES, failures)
+
+    got: list[bytes] = []
+    for _ in range(3):
+        with contextlib.suppress(ProviderError):
+            async with voice.open_speech("hi") as chunks:
+                got += [chunk async for chunk in chunks]
+
+    assert got == [SECOND, SECOND]
+    assert (len(first.asked), len(second.asked)) == (1, 2)
+
+
+async def test_where_two_broke_off_the_third_is_asked(autojump_clock: Clock) -> None:
+    breaking = [(0.0, SECOND), (0.1, ProviderError("first", "reset", retryable=True))]
+    first, second, third = Part(breaking), Part(breaking), Part([(0.0, SECOND)])
+    voice = FailoverVoice(Alternatives([first, second, third], TIMES.retrying), TIMES, Failures())
+
+    for _ in range(4):
+        with contextlib.suppress(ProviderError):
+            async with voice.open_speech("hi") as chunks:
+                assert [chunk async for chunk in chunks]
+
+    assert [len(part.asked) for part in (first, second, third)] == [1, 1, 2]

@@ -36,6 +36,7 @@ class FailoverChat:
         self, chats: Alternatives[Chat], timeouts: Timeouts, on_failure: OnFailure
     ) -> None:
         self._chats = chats
+        self._broke: tuple[Chat, ...] = ()  # off, in the middle of an answer: they may again
         self._timeouts = timeouts
         self._on_failure = on_failure
 
@@ -51,9 +52,13 @@ class FailoverChat:
             timeouts.answer_s,
             lambda chat: chat.open_reply(messages, tools),
             self._on_failure,
+            self._broke,
         )
-        async with tries.open(timeouts.first_token_s, _Gaps(timeouts.token_gap_s)) as answer:
-            yield answer
+        try:
+            async with tries.open(timeouts.first_token_s, _Gaps(timeouts.token_gap_s)) as answer:
+                yield answer
+        finally:
+            self._broke = tries.broke
 
 
 class FailoverVoice:
@@ -63,6 +68,7 @@ class FailoverVoice:
         self, voices: Alternatives[Synthesizer], timeouts: Timeouts, on_failure: OnFailure
     ) -> None:
         self._voices = voices
+        self._broke: tuple[Synthesizer, ...] = ()  # as for the model
         self._timeouts = timeouts
         self._on_failure = on_failure
 
@@ -73,12 +79,17 @@ class FailoverVoice:
         tries = _Tries(
             self._voices,
             timeouts.speech_tries,
-            math.inf,
+            timeouts.speech_tries * timeouts.first_audio_s,
             lambda voice: voice.open_speech(text),
             self._on_failure,
+            self._broke,
         )
-        async with tries.open(timeouts.first_audio_s, _RealTime(timeouts.audio_gap_s)) as chunks:
-            yield chunks
+        gaps = _RealTime(timeouts.audio_gap_s)
+        try:
+            async with tries.open(timeouts.first_audio_s, gaps) as chunks:
+                yield chunks
+        finally:
+            self._broke = tries.broke
 
 
 class _Gaps(Generic[ItemT]):
@@ -126,9 +137,11 @@ class _Tries(Generic[PartT, ItemT]):
         patience_s: float,
         ask: Callable[[PartT], AbstractAsyncContextManager[AsyncIterator[ItemT]]],
         on_failure: OnFailure,
+        broke: tuple[PartT, ...],
     ) -> None:
+        self.broke = broke  # who broke off, the last of them at the end
         self._until = trio.current_time() + patience_s
-        self._tries = parts.tries(count, self._until)
+        self._tries = parts.tries(count, self._until, broke)
         self._ask = ask
         self._on_failure = on_failure
 
@@ -169,7 +182,10 @@ class _Tries(Generic[PartT, ItemT]):
             now = trio.current_time()
             pause = self._tries.failed(error, now)
             self._on_failure(error, self._tries.opened)
-            if pause is None or (answer is not None and answer.begun):
+            if answer is not None and answer.begun:
+                self.broke = (*(one for one in self.broke if one is not part), part)
+                raise error
+            if pause is None:
                 raise error
             await trio.sleep(pause)
 

@@ -36,7 +36,6 @@ class _Clause:
     voice_end: int = 0
     aside: bool = False  # no part of the reply
     broken: bool = False  # broke off
-    again: bool = False  # and the next one says the same from the beginning
 
 
 class Reel:
@@ -64,7 +63,6 @@ class Reel:
                 self._clauses.pop()
             else:
                 self._clauses[-1].broken = True
-                self._clauses[-1].again = self._clauses[-1].text == text
                 self.end()
         self._clauses.append(_Clause(text, self.length))
 
@@ -126,15 +124,16 @@ class Reel:
         count, and are left out.
         """
         rate, texts, broken = self._bytes_per_char(), list[list[str]](), list[str]()
-        for clause in self._clauses:
+        clauses = [clause for clause in self._clauses if not clause.aside]
+        for clause, following in itertools.zip_longest(clauses, clauses[1:]):
             words = [
                 word for word, start, end in _words(clause, rate) if (start + end) / 2 <= position
             ]
-            if clause.again:
-                broken = max(broken, words, key=len)
-            elif not clause.aside:
-                texts.append(max(words, broken, key=len))
-                broken = []
+            broken = max(words, broken, key=len)
+            if clause.broken and following is not None and following.text == clause.text:
+                continue  # it is said again from the beginning
+            texts.append(broken)
+            broken = []
         return " ".join(itertools.chain.from_iterable(texts[first:behind]))
 
     def word_edge(self, position: int) -> int:

@@ -13,7 +13,8 @@ preference. Synchronous, takes the time as an argument.
 | refused for what was asked (400, 413) | no                                 | elsewhere        |
 
 What is left alone is tried all the same where nothing else is left: there is nothing to lose.
-After `breaker_s` one request is let through; the next follow if that went well.
+After `breaker_s` one request is let through; the next follow if that went well. Who broke off in
+the middle of an answer is asked last by that call from then on (`failover.py`).
 """
 
 from __future__ import annotations
@@ -95,9 +96,14 @@ class Alternatives(Generic[PartT]):
         """The one that is preferred."""
         return self._parts[0][0]
 
-    def tries(self, count: int, until: float = math.inf) -> Tries[PartT]:
-        """Return the tries of one request: at most `count`, none after `until`."""
-        return Tries(self._parts, self.rules, count, until)
+    def tries(
+        self, count: int, until: float = math.inf, last: Sequence[PartT] = ()
+    ) -> Tries[PartT]:
+        """Return the tries of one request: at most `count`, none after `until`.
+
+        `last`: who is only tried when all others have been, and in which order.
+        """
+        return Tries(self._parts, self.rules, count, until, last)
 
 
 class Tries(Generic[PartT]):
@@ -109,12 +115,14 @@ class Tries(Generic[PartT]):
         rules: Retrying,
         count: int,
         until: float,
+        last: Sequence[PartT] = (),
     ) -> None:
         self._parts = parts
         self._rules = rules
         self._left = count
         self._until = until
         self._tried = [0] * len(parts)
+        self._late = [sum(n for n, one in enumerate(last, 1) if one is part) for part, _ in parts]
         self._useless: set[int] = set()  # for this request
         self._now = 0  # the part that is being tried
         self.opened = False  # the last failure made everybody leave that provider alone
@@ -152,9 +160,9 @@ class Tries(Generic[PartT]):
     def _best(self, now: float) -> int:
         """Return the first of those that are not left alone and were tried least."""
 
-        def worth(index: int) -> tuple[bool, float, int, int]:
+        def worth(index: int) -> tuple[bool, float, int, int, int]:
             breaker = self._parts[index][1]
             busy_s = max(0.0, breaker.busy_until - now)
-            return breaker.is_open(now), busy_s, self._tried[index], index
+            return breaker.is_open(now), busy_s, self._tried[index], self._late[index], index
 
         return min((i for i in range(len(self._parts)) if i not in self._useless), key=worth)

@@ -42,13 +42,13 @@ _EXCUSED: Final = {
 def violations(held: Held) -> list[str]:
     """Return everything that is wrong with a conversation."""
     checks = (
-        _wire, _clears, _prompt_clear, _heard, _ends, _one_reply, _tools, _histories,
-        _words_of_the_caller, _lead, _answered,
+        wire, _goes_on, clears, prompt_clear, _heard, _ends, one_reply, _tools, histories,
+        words_of_the_caller, lead, _answered,
     )  # fmt: skip
     return [problem for check in checks for problem in check(held)]
 
 
-def _wire(held: Held) -> Iterator[str]:
+def wire(held: Held) -> Iterator[str]:
     """I1 and Twilio's own contract."""
     for happening in held.call.recording.happenings:
         if isinstance(happening, Warned):
@@ -67,6 +67,10 @@ def _wire(held: Held) -> Iterator[str]:
             since = 0
         elif isinstance(happening, Clear) and open_epoch is not None and not since:
             cleared.add(open_epoch)
+
+
+def _goes_on(held: Held) -> Iterator[str]:
+    """I1, by what was heard: nothing of a stopped reply comes after it was stopped."""
     # What was heard after each clear begins at a word, of the same reply or of the next. Where
     # more was claimed than heard, I4 says how much may be missing.
     heard_ms = dict(_truth_ms(held))
@@ -78,7 +82,7 @@ def _wire(held: Held) -> Iterator[str]:
             yield f"I1: turn {number}: {exc}"
 
 
-def _clears(held: Held) -> Iterator[str]:
+def clears(held: Held) -> Iterator[str]:
     """I2: one clear a stop, and only where Twilio may still hold audio."""
     happenings = held.call.recording.happenings
     stops = sum(m.what == "silenced" and m.detail["cleared"] for m in held.moments)
@@ -104,7 +108,7 @@ def _clears(held: Held) -> Iterator[str]:
             media = 0
 
 
-def _prompt_clear(held: Held) -> Iterator[str]:
+def prompt_clear(held: Held) -> Iterator[str]:
     """I3: between noticing and the clear there is nothing but the message being written."""
     if "stall" in {done.act.what for done in held.done}:
         return
@@ -122,19 +126,12 @@ def _prompt_clear(held: Held) -> Iterator[str]:
 
 def _heard(held: Held) -> Iterator[str]:
     """I4: the engine's idea of what was heard, against what was."""
-    faults, network = held.conversation.faults, held.conversation.network
+    faults = held.conversation.faults
     acted = {done.act.what for done in held.done}
     if acted & {"half-open", "stall", "drop"}:
         return  # the truth went another way than the engine was told
     unsure = bool(faults & {"marks", "stalls"})
-    pacing = held.conversation.plan.pacing
-    # An echo that does not come may also mean that nothing plays. Where one is lost, less is
-    # claimed than was heard until it is overdue, never more; in a stall, up to a lead.
-    hidden_ms = network.batch_ms  # echoes come with the bunch they are in, and are believed
-    if "marks" in faults:
-        hidden_ms += pacing.mark_grace_ms + pacing.mark_every_ms
-    if "stalls" in faults:
-        hidden_ms += pacing.lead_ms
+    hidden_ms = _hidden_ms(held)
     for number, turn in enumerate(held.call.summary.turns):
         try:
             truth = held.call.words_heard_in(number)
@@ -152,6 +149,26 @@ def _heard(held: Held) -> Iterator[str]:
             continue
         if said - heard > 1 or heard - said > 1 + math.ceil(hidden_ms / WORD_MS):
             yield f"I4: turn {number}: {turn.heard!r} is claimed, {truth!r} was heard"
+    yield from positions(held)
+
+
+def _hidden_ms(held: Held) -> float:
+    """Return how much of what was heard the engine may not know of."""
+    faults, pacing = held.conversation.faults, held.conversation.plan.pacing
+    # An echo that does not come may also mean that nothing plays. Where one is lost, less is
+    # claimed than was heard until it is overdue, never more; in a stall, up to a lead.
+    hidden_ms = held.conversation.network.batch_ms  # echoes come with their bunch: believed
+    if "marks" in faults:
+        hidden_ms += pacing.mark_grace_ms + pacing.mark_every_ms
+    if "stalls" in faults:
+        hidden_ms += pacing.lead_ms
+    return hidden_ms
+
+
+def positions(held: Held) -> Iterator[str]:
+    """I4, in milliseconds: where each reply that was stopped is said to have been cut."""
+    faults, network = held.conversation.faults, held.conversation.network
+    hidden_ms = _hidden_ms(held)
     heard_ms = dict(_truth_ms(held))
     # What waits for its bunch when the line stalls is late by both, and nothing tells.
     late_ms = network.batch_ms if "stalls" in faults else 0
@@ -213,7 +230,7 @@ def _ends(held: Held) -> Iterator[str]:
         yield f"I7: the call ended with {outcome.value}"
 
 
-def _one_reply(held: Held) -> Iterator[str]:
+def one_reply(held: Held) -> Iterator[str]:
     """I9."""
     if held.most_replies_at_once > 1:
         yield f"I9: {held.most_replies_at_once} replies of the model at once"
@@ -247,7 +264,7 @@ def _tools(held: Held) -> Iterator[str]:
         seen[key] = number
 
 
-def _histories(held: Held) -> Iterator[str]:
+def histories(held: Held) -> Iterator[str]:
     """What the model was shown: every tool call answered, nothing that was not said."""
     for request in held.chat.requests:
         messages = request.messages
@@ -277,7 +294,7 @@ def _pairs(messages: tuple[Message, ...]) -> Iterator[str]:
         yield "history: a tool call without its result"
 
 
-def _words_of_the_caller(held: Held) -> Iterator[str]:
+def words_of_the_caller(held: Held) -> Iterator[str]:
     """None lost, none twice: every word said in time is in exactly one turn of the caller."""
     if held.conversation.faults & {"recogniser"}:
         return
@@ -296,7 +313,7 @@ def _words_of_the_caller(held: Held) -> Iterator[str]:
                 yield f"dialog: {word!r}, said at {spoken.start_ms:.0f} ms, was lost"
 
 
-def _lead(held: Held) -> Iterator[str]:
+def lead(held: Held) -> Iterator[str]:
     """I12: audio is not further ahead of playout than the lead."""
     network, pacing = held.conversation.network, held.conversation.plan.pacing
     if network.delay_ms or network.jitter_ms or held.conversation.faults & {"stalls", "stall"}:
