@@ -45,6 +45,7 @@ CLIP_S: Final = 0.85  # callers who say little: what they say is not measured
 TURNS: Final = 10  # in a call
 SAID: Final = "I would like to book a table."
 REPLY: Final = "Yes."  # so short that there are many turns in a minute
+SPREAD_S: Final = 4.0  # over which calls at once begin: people are not in step
 RECORD_S: Final = 5.0  # a call is on record this long after its end, or something is wrong
 
 NO_GUESSES: Final = {"VOICEBOT_ENDPOINTING__GUESSES": "0"}
@@ -190,8 +191,9 @@ def script(clips: list[tuple[str, bytes]], pick: random.Random) -> Script:
     )
 
 
-async def hold(server: str, caller: Script, found: Found) -> None:
-    """Hold a call and add what its record says."""
+async def hold(server: str, caller: Script, found: Found, wait_s: float) -> None:
+    """Hold a call, after a while, and add what its record says."""
+    await trio.sleep(wait_s)
     found.loads.append(os.getloadavg()[0])
     answer = await dial(server, Account())
     async with open_line(server, answer.stream_url, Account()) as line:
@@ -242,7 +244,8 @@ async def hold_together(
             for name, server in servers:
                 here = found.setdefault(f"{name}, {at_once} at once", Found())
                 for _ in range(at_once):
-                    calls.start_soon(hold, server, script(clips, pick), here)
+                    wait_s = pick.uniform(0, SPREAD_S) if at_once > 1 else 0.0
+                    calls.start_soon(hold, server, script(clips, pick), here, wait_s)
         asking.cancel_scope.cancel()
 
 

@@ -120,11 +120,13 @@ class GroqChat:
         self, messages: Sequence[ports.Message], tools: Sequence[ports.Tool] = ()
     ) -> AsyncGenerator[AsyncIterator[str | ports.ToolCall]]:
         """Stream one answer; see `ports.Chat`."""
-        request = {**self._options, "messages": [encode_message(message) for message in messages]}
+        # Past the SDK's own look at each field of each message: in a long call it takes as long as
+        # all the rest of a request, and they are as they go over the wire.
+        body: dict[str, Any] = {"messages": [encode_message(message) for message in messages]}
         if tools:  # an empty list is refused
-            request["tools"] = [encode_tool(tool) for tool in tools]
+            body["tools"] = [encode_tool(tool) for tool in tools]
         try:
-            answer = await self._create(**request)
+            answer = await self._create(**self._options, messages=(), extra_body=body)
         except (groq.GroqError, httpx.HTTPError, ValueError) as exc:
             raise _failed(exc) from exc
         async with reading(answer.http_response) as chunks:
