@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_S: Final = 4.0  # v1 closes after 10 s without audio and wants one every 3–5 s
 SILENCE_S: Final = 4.0  # Flux has been seen to close after 20 s without audio
 FINALIZE_S: Final = 1.0  # Deepgram may leave Finalize unanswered when little audio was pending
-# A stream of Flux may fall silent and stay open. It says something every 0.25 s of audio.
+# A stream may fall silent and stay open. Where somebody speaks, Flux says something every 0.25 s
+# of audio and v1 every second, if only that it has nothing new.
 STALL_S: Final = 5.0
 MAX_UNKNOWN_TYPES: Final = 16  # of which each is logged once; a peer could invent more
 
@@ -91,15 +92,21 @@ class _Transcriber:
         self._unknown: set[str] = set()
         self._finalize_due = math.inf
         self._receive_scope: trio.CancelScope | None = None
+        self._voice = False  # somebody has begun to speak since the last message
+        self._unanswered = 0  # bytes since then
+        self._answered_at = trio.current_time()
 
     async def send(self, sound: bytes) -> None:
         if sound:  # an empty message makes Deepgram end the stream
+            self._unanswered += len(sound)
             await self._socket.send(sound)
         else:
             await trio.lowlevel.checkpoint()
+        self._check_answered()
 
     def speech_started(self, ago_ms: int) -> None:
-        """Do nothing: Deepgram hears for itself."""
+        """Expect an answer. Deepgram hears for itself."""
+        self._voice = True
 
     async def finalize(self) -> None:
         self._finalize_due = trio.current_time() + FINALIZE_S
@@ -125,7 +132,14 @@ class _Transcriber:
                     return transcript
 
     def _answered(self) -> None:
-        """Note that Deepgram has said something."""
+        """Note that Deepgram has said something, whatever it is."""
+        self._voice, self._unanswered, self._answered_at = False, 0, trio.current_time()
+
+    def _check_answered(self) -> None:
+        # Both: much audio at once is no long time, and a long time without audio needs no answer.
+        late = trio.current_time() - self._answered_at >= STALL_S
+        if self._voice and late and self._unanswered >= STALL_S * audio.BYTES_PER_S:
+            raise ProviderTimeout(deepgram.STT, f"said nothing for {STALL_S:g} s of audio")
 
     def _skip(self, skipped: deepgram.Skipped) -> None:
         self.skipped[skipped.kind] += 1
@@ -148,9 +162,6 @@ class _Flux(_Transcriber):
     ) -> None:
         super().__init__(socket, listening)
         self._waiting = bytearray()
-        self._voice = False  # somebody has begun to speak since the last message
-        self._unanswered = 0  # bytes since then
-        self._answered_at = trio.current_time()
 
     async def send(self, sound: bytes) -> None:
         self._waiting += sound
@@ -160,18 +171,8 @@ class _Flux(_Transcriber):
             del self._waiting[: len(chunk)]
             self._unanswered += len(chunk)
             await self._socket.send(chunk)
-        # Both: much audio at once is no long time, and a long time without audio needs no answer.
-        late = trio.current_time() - self._answered_at >= STALL_S
-        if self._voice and late and self._unanswered >= STALL_S * audio.BYTES_PER_S:
-            raise ProviderTimeout(deepgram.STT, f"said nothing for {STALL_S:g} s of audio")
-
-    def speech_started(self, ago_ms: int) -> None:
-        """Expect an answer. Flux hears for itself."""
-        self._voice = True
+        self._check_answered()
 
     async def finalize(self) -> None:
         """Do nothing: Flux ends its turns itself, and is not asked by whoever lets it."""
         await trio.lowlevel.checkpoint()
-
-    def _answered(self) -> None:
-        self._voice, self._unanswered, self._answered_at = False, 0, trio.current_time()
