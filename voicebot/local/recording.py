@@ -38,6 +38,11 @@ class Recording:
     def _end(self) -> int:
         return self._base + len(self._buffer)
 
+    @property
+    def asked_bytes(self) -> int:
+        """Up to where audio has been given out, or needs not be: what is behind is not heard yet."""
+        return self._cut or 0
+
     def push(self, mulaw: bytes) -> list[bytes]:
         """Take audio; return stretches that are due because the utterance grew too long."""
         self._buffer += mulaw

@@ -16,12 +16,13 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Final, Literal
 
 import trio
 
-from voicebot import ports
+from voicebot import audio, ports
 from voicebot.errors import MissingPart, ProviderError, RemoteProtocolError
 from voicebot.local import weights
 from voicebot.local.recording import Recording
@@ -272,8 +273,9 @@ class LocalTranscriber:
     def __init__(self, speech: LocalSpeech) -> None:
         self._speech = speech
         self._recording = Recording()
-        # What was asked and not yet received, oldest first; no request: nobody had spoken.
-        self._asked: deque[tuple[Request | None, bool]] = deque()
+        # What was asked and not yet received, oldest first, with all of the answer but its words;
+        # no request: nobody had spoken.
+        self._asked: deque[tuple[Request | None, ports.Final]] = deque()
         self._changed = trio.lowlevel.ParkingLot()
 
     async def send(self, audio: bytes) -> None:
@@ -296,14 +298,14 @@ class LocalTranscriber:
         await trio.lowlevel.checkpoint()
         while not self._asked:
             await self._changed.park()
-        request, finalized = self._asked[0]
+        request, answer = self._asked[0]
         try:
             text = (await request.receive()).body.decode() if request is not None else ""
         except ProviderError:
             self._asked.popleft()
             raise
         self._asked.popleft()
-        return ports.Final(text, finalized=finalized)
+        return replace(answer, text=text)
 
     def close(self) -> None:
         """Withdraw what has not been answered."""
@@ -313,7 +315,8 @@ class LocalTranscriber:
 
     def _ask(self, piece: bytes, *, finalized: bool) -> None:
         request = self._speech.ask(Kind.TRANSCRIBE, piece) if piece else None
-        self._asked.append((request, finalized))
+        until_ms = self._recording.asked_bytes // audio.BYTES_PER_MS
+        self._asked.append((request, ports.Final("", finalized=finalized, until_ms=until_ms)))
         self._changed.unpark()
 
 
