@@ -167,7 +167,7 @@ def _create_quart(app: App) -> QuartTrio:
     quart.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     quart.register_error_handler(HTTPException, _http_error)
     quart.register_blueprint(_health(app))
-    quart.register_blueprint(_webhooks(app.board))
+    quart.register_blueprint(_webhooks(app))
     quart.register_blueprint(_calls(app))
     quart.register_blueprint(_metrics(app.board))
     return quart
@@ -232,8 +232,9 @@ def _metrics(board: Switchboard) -> Blueprint:
     return routes
 
 
-def _webhooks(board: Switchboard) -> Blueprint:
+def _webhooks(app: App) -> Blueprint:
     """What Twilio asks of us and tells us: signed form POSTs."""
+    board = app.board
     routes = Blueprint("webhooks", __name__, url_prefix="/twilio")
 
     @routes.before_request
@@ -250,6 +251,8 @@ def _webhooks(board: Switchboard) -> Blueprint:
 
     @routes.post("/voice")
     async def voice() -> TextReply:
+        if app.service is not None:
+            app.service.warm()  # the media socket opens some 0.3 s later
         return board.answer(request.scope, await request.form), 200, {"Content-Type": "text/xml"}
 
     @routes.post("/status")

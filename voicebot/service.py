@@ -25,6 +25,7 @@ class Service:
 
     serve_media: Callable[[ws.Scope, ws.Receive, ws.Send], Awaitable[None]]  # raw ASGI
     telephony: Telephony | None = None  # None without a Twilio account
+    warm: Callable[[], None] = lambda: None  # a call is to be expected; see `Ports`
 
 
 @asynccontextmanager
@@ -46,7 +47,7 @@ async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
         if phone is not None:
             ports = replace(ports, hang_up=phone.end_call, hand_over=phone.hand_over)
         calls = _Calls(board, ports, plan)
-        yield Service(serve_media=calls.serve_media, telephony=phone)
+        yield Service(serve_media=calls.serve_media, telephony=phone, warm=ports.warm)
 
 
 class _Calls:
