@@ -68,6 +68,7 @@ class Running:
     app: App
     twilio: FakeTwilio
     media: list[Scope] = field(default_factory=list)
+    warmed: int = 0
     url: str = ""
     peer: tuple[str, int] = LOCAL
 
@@ -132,13 +133,16 @@ async def running(**environ: str) -> AsyncGenerator[Running]:
                 service.media.append(scope)
                 await send({"type": "websocket.close", "code": 1000})
 
+            def warm() -> None:
+                service.warmed += 1
+
             @asynccontextmanager
             async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
                 if not settings.telephony:
                     yield Service(serve_media)
                     return
                 async with open_telephony(settings) as telephony:
-                    yield Service(serve_media, telephony)
+                    yield Service(serve_media, telephony, warm)
 
             service = Running(create_app(settings, open_service), twilio)
             async with on_hypercorn(service) as service.url:
@@ -146,6 +150,15 @@ async def running(**environ: str) -> AsyncGenerator[Running]:
 
 
 # --- Webhooks
+
+
+async def test_connections_are_made_ready_when_twilio_asks_and_for_nobody_else() -> None:
+    async with running(**TWILIO) as service:
+        async with service.client() as client:
+            assert (await client.post("/twilio/voice", data=WEBHOOK)).status_code == 403
+        assert service.warmed == 0
+        await service.webhook("/twilio/voice")
+        assert service.warmed == 1
 
 
 async def test_voice_connects_the_stream_with_a_one_time_token() -> None:

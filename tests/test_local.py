@@ -139,6 +139,7 @@ async def test_an_utterance_of_half_a_minute_arrives_in_order_and_whole() -> Non
         for n, p in zip(numbers, places, strict=True)
     ]
     texts: list[str] = []
+    untils: list[int] = []
     with trio.fail_after(DEADLINE_S):
         async with local.open_local_speech() as speech:
             mulaw = b"".join(
@@ -155,9 +156,14 @@ async def test_an_utterance_of_half_a_minute_arrives_in_order_and_whole() -> Non
                     final = await transcriber.receive()
                     assert isinstance(final, ports.Final)
                     texts.append(final.text)
+                    assert final.until_ms is not None
+                    untils.append(final.until_ms)
                     finalized = final.finalized
 
     assert len(texts) == 2
+    # The first up to a pause in the last 4 s that fit, the other up to the end.
+    assert 24_000 <= untils[0] <= 28_000
+    assert untils[1] == len(mulaw) // audio.BYTES_PER_MS
     found = [place for place in re.findall(r"\w+", " ".join(texts)) if place in places]
     assert found == [place for place in places if place in found]
     assert len(found) >= 8  # one name may be misheard, not missing together with its neighbours

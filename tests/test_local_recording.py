@@ -119,3 +119,14 @@ def test_pieces_and_cuts_add_up_to_all_that_was_said(seconds: list[int]) -> None
     expected = b"".join(bytes([0x80 + i]) * (n * audio.BYTES_PER_S) for i, n in enumerate(seconds))
     assert b"".join(pieces) == expected
     assert max(map(len, pieces)) <= MAX_UTTERANCE_MS * audio.BYTES_PER_MS
+
+
+def test_it_is_known_up_to_where_audio_was_given_out() -> None:
+    recording = Recording()
+    recording.push(loud(500))
+    assert recording.asked_bytes == 0
+    recording.cut()  # nobody spoke: nothing of it is ever asked for
+    assert recording.asked_bytes == 500 * audio.BYTES_PER_MS
+    recording.speech_started(0)
+    [piece] = recording.push(loud(MAX_UTTERANCE_MS + 20))
+    assert recording.asked_bytes == 500 * audio.BYTES_PER_MS + len(piece)

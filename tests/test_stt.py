@@ -332,17 +332,36 @@ async def test_fatal_error_of_flux_comes_out_of_receive_with_its_code(
 SECOND = b"\x10" * 8_000
 
 
-async def test_stream_of_flux_that_says_nothing_any_more_is_given_up(
-    mock_clock: MockClock,
+@pytest.mark.parametrize("connect", [connect, connect_flux])
+async def test_stream_that_says_nothing_any_more_is_given_up(
+    connect: Callable[[str], Any], mock_clock: MockClock
 ) -> None:
-    async with fake_deepgram() as fake, connect_flux(fake.url) as transcriber:
+    async with fake_deepgram() as fake, connect(fake.url) as transcriber:
         transcriber.speech_started(100)
-        for _ in range(5):
+        for _ in range(4):
             mock_clock.jump(1)
             await transcriber.send(SECOND)
-        mock_clock.jump(1)
-        with pytest.raises(ProviderTimeout, match="said nothing for 5 s"):
+        with pytest.raises(ProviderTimeout, match="said nothing for 5 s"):  # noqa: PT012
+            for _ in range(2):  # Flux has not been sent all of it yet
+                mock_clock.jump(1)
+                await transcriber.send(SECOND)
+
+
+async def test_stream_of_v1_that_has_nothing_new_is_not(mock_clock: MockClock) -> None:
+    async def script(websocket: trio_websocket.WebSocketConnection) -> None:
+        while len(fake.audio) < 4:
+            await fake.heard.wait()
+        await websocket.send_message(results(""))  # skipped, and an answer all the same
+        await websocket.send_message(results("well"))
+
+    async with fake_deepgram(script) as fake, connect(fake.url) as transcriber:
+        transcriber.speech_started(100)
+        for second in range(8):
+            mock_clock.jump(1)
             await transcriber.send(SECOND)
+            if second == 3:
+                assert await transcriber.receive() == Partial("well")
+                transcriber.speech_started(100)
 
 
 @pytest.mark.parametrize("why", ["nobody speaks", "burst", "line was dead", "it answers"])

@@ -40,7 +40,7 @@ class Recording:
 
     @property
     def asked_bytes(self) -> int:
-        """Up to where audio has been given out, or needs not be: what is behind is not heard yet."""
+        """Up to where audio was given out, or needs not be: what is behind is not heard yet."""
         return self._cut or 0
 
     def push(self, mulaw: bytes) -> list[bytes]:
