@@ -310,3 +310,11 @@ def test_a_misspelt_setting_is_a_problem(name: str, hint: str) -> None:
     [problem] = problems({name: "1"}) if hint else problems({name: "{}"})[-1:]
     assert problem.startswith(f"{name}: there is no such setting")
     assert hint in problem
+
+
+@pytest.mark.parametrize("name", ["DEEPGRAM", "GROQ"])
+def test_a_second_key_without_a_first_is_a_mistake(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}_API_KEY: is missing, {name}_FALLBACK_API_KEY"):
+        load({f"{name}_FALLBACK_API_KEY": "two"})
+    settings = load({f"{name}_API_KEY": "one", f"{name}_FALLBACK_API_KEY": "hush"})
+    assert "hush" not in repr(settings)

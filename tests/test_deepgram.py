@@ -349,3 +349,16 @@ def test_loss_without_a_close_is_no_refusal() -> None:
     error = deepgram.closed(deepgram.STT, 1006, "")
     assert not isinstance(error, ProviderRejected)
     assert error.retryable
+
+
+@pytest.mark.parametrize(
+    "start, duration, until_ms",
+    [(1.25, 2.0, 3_250), (0, 0, 0), (-1.0, 0.5, None), (float("inf"), 0.0, None)],
+)
+def test_a_final_says_up_to_where_it_accounts_for_the_audio(
+    start: float, duration: float, until_ms: int | None
+) -> None:
+    message = results("yes", is_final=True) | {"start": start, "duration": duration}
+    [final] = hear(message)
+    assert isinstance(final, Final)
+    assert final.until_ms == until_ms

@@ -283,3 +283,12 @@ def test_a_close_of_its_own_is_as_in_v1() -> None:
     lost: ProviderError = Listening().closed(1006, "")
     assert not isinstance(lost, ProviderRejected)
     assert lost.retryable
+
+
+@pytest.mark.parametrize("end, until_ms", [(2.08, 2_080), (None, None), ("2", None), (-1.0, None)])
+def test_the_end_of_a_turn_says_up_to_where_it_accounts_for_the_audio(
+    end: object, until_ms: int | None
+) -> None:
+    [final] = hear(turn_info("EndOfTurn", "yes", audio_window_end=end))
+    assert isinstance(final, Final)
+    assert final.until_ms == until_ms

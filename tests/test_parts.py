@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, cast
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from voicebot.config import load
+from voicebot.errors import MissingPart, ProviderRejected
+from voicebot.local import weights
+from voicebot.local.speech import LocalSpeech
 from voicebot.parts import open_ports
 from voicebot.standins import open_standins
-from voicebot.tries import Alternatives
+from voicebot.tries import Alternatives, Retrying
 
 
 @pytest.mark.parametrize("spares", [0, 2])
@@ -50,4 +58,86 @@ async def test_speech_comes_by_what_is_set(transport: str) -> None:
                     assert [chunk async for chunk in chunks]
                 assert len(standins.deepgram.speak_socket.connections) == by_socket
                 assert len(standins.deepgram.speak.speeches) == (not by_socket)
+            await standins.wait_closed()
+
+
+def order(parts: object) -> list[Any]:
+    """Return what is tried if one after the other fails for what we are."""
+    assert isinstance(parts, Alternatives)
+    tries = parts.tries(9)
+    found: list[Any] = []
+    while True:
+        found.append(tries.begin(0.0))
+        if tries.failed(ProviderRejected("p", "no", status=401), 0.0) is None:
+            return found
+
+
+SECOND = {"DEEPGRAM_FALLBACK_API_KEY": "second", "GROQ_FALLBACK_API_KEY": "second"}
+
+
+@pytest.mark.parametrize("environ, speech, chats", [({}, 1, 2), (SECOND, 2, 4)])
+async def test_a_second_key_is_asked_after_the_first(
+    environ: dict[str, str], speech: int, chats: int
+) -> None:
+    with trio.fail_after(20):
+        async with open_standins() as standins:
+            given = {
+                **standins.environment(),
+                "PUBLIC_URL": "https://bot.example",
+                "VOICEBOT_GROQ_FALLBACK_MODELS": "openai/gpt-oss-120b",
+                "VOICEBOT_SPARE_CONNECTIONS": "1",
+                "VOICEBOT_TIMEOUTS__TRANSCRIBER_PAUSE_S": "0.7",
+            }
+            async with open_ports(load(given | environ)) as ports:
+                recognisers = order(ports.open_transcriber)
+                assert len(recognisers) == len(order(ports.synthesizer)) == speech
+                keys = [cast("partial[Any]", one.open).keywords["api_key"] for one in recognisers]
+                assert keys[1:] == ["second"] * (speech - 1)
+                assert {one.endpointing for one in recognisers} == {"provider"}
+                assert len(order(ports.chat)) == chats
+                assert isinstance(ports.open_transcriber, Alternatives)
+                assert ports.open_transcriber.rules == Retrying(3, 20.0, pause_s=0.7)
+                ports.warm()  # what may never be asked is not made ready
+                await wait_all_tasks_blocked(0.1)
+                assert standins.groq.server.connections_open == 1
+                assert standins.deepgram.server.connections_open == 1
+            await standins.wait_closed()
+
+
+async def test_embedded_speech_that_is_to_stand_in_and_is_missing_is_told_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(weights, "installed", lambda name: False)
+    with trio.fail_after(20):
+        async with open_standins() as standins:
+            given = {
+                **standins.environment(),
+                "PUBLIC_URL": "https://bot.example",
+                "VOICEBOT_FALLBACK_SPEECH": "embedded",
+            }
+            with pytest.raises(MissingPart, match="not installed: pip install"):
+                async with open_ports(load(given)):
+                    pytest.fail("opened")
+            await standins.wait_closed()
+
+
+async def test_embedded_speech_stands_in_behind_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def open_fake(voice: str) -> AsyncGenerator[LocalSpeech]:
+        await trio.lowlevel.checkpoint()
+        yield LocalSpeech("espeak")
+
+    monkeypatch.setattr("voicebot.local.speech.open_local_speech", open_fake)
+    with trio.fail_after(20):
+        async with open_standins() as standins:
+            given = {
+                **standins.environment(),
+                "PUBLIC_URL": "https://bot.example",
+                "VOICEBOT_FALLBACK_SPEECH": "embedded",
+            }
+            async with open_ports(load(given | SECOND)) as ports:
+                recognisers = order(ports.open_transcriber)
+                assert [one.endpointing for one in recognisers] == ["provider"] * 2 + ["local"]
+                assert isinstance(order(ports.synthesizer)[-1], LocalSpeech)
+                assert ports.endpointing == "provider"
             await standins.wait_closed()

@@ -30,7 +30,10 @@ YES, NO = Verdict(confirmed=True), Verdict(confirmed=False)
 
 
 class Caller:
-    """Drives the machine in 20 ms steps and collects what it orders."""
+    """Drives the machine in 20 ms steps and collects what it orders.
+
+    A provider is not told to finalize, so that is not among what is taken.
+    """
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Caller:
         self.turns = Turns(rules or RULES, endpointing, Interruption(**interruption), language)
         self.now = 0.0
         self.orders: list[Instruction] = []
+        self._told = endpointing == "local"
 
     def hear(self, voice: bool, seconds: float) -> Caller:
         for _ in range(round(seconds / 0.02)):
@@ -63,7 +67,7 @@ class Caller:
 
     def take(self) -> list[Instruction]:
         orders, self.orders = self.orders, []
-        return orders
+        return [order for order in orders if self._told or order != Finalize()]
 
 
 def kinds(orders: Iterable[Instruction]) -> list[str]:
@@ -117,10 +121,9 @@ def test_a_recogniser_that_owes_an_answer_too_long_is_not_waited_for() -> None:
 
 def test_a_lost_recogniser_owes_only_what_its_successor_will_be_asked() -> None:
     caller = Caller().hear(True, 0.5).hear(False, 0.06).hear(True, 0.3).hear(False, 0.02)
-    assert not caller.turns.recogniser_lost(1)
+    caller.turns.recogniser(None, 1, caller.now)
     caller.says(Final("two", finalized=True)).hear(False, 0.4)
     assert caller.take()[-1] == EndOfTurn("two")
-    assert caller.hear(True, 0.1).turns.recogniser_lost(0)
 
 
 def test_noise_without_words_is_no_turn() -> None:
@@ -336,9 +339,56 @@ def test_a_voice_that_goes_on_behind_a_backchannel_does_not_interrupt_again() ->
     assert caller.hear(True, 3.0).take() == []
 
 
-def test_ears_do_not_finalize_for_a_provider() -> None:
-    caller = Caller("provider").hear(True, 0.5).hear(False, 0.5)
-    assert Finalize() not in caller.take()
+def test_nothing_is_owed_by_a_provider() -> None:
+    caller = Caller("provider").hear(True, 0.5).hear(False, 5.0)
+    assert Finalize() in caller.orders  # for who may follow it, and must be asked
+    assert RecogniserLate() not in caller.orders
+
+
+def test_a_turn_goes_on_with_a_recogniser_that_must_be_asked() -> None:
+    caller = Caller("provider").hear(True, 0.5).says(Final("a table")).says(Partial("for"))
+    caller.hear(False, 0.1)
+    caller.turns.recogniser(None, 1, caller.now)
+    caller.turns.recogniser("local", 1, caller.now)
+    caller.hear(False, 1.0)
+    assert "EndOfTurn" not in kinds(caller.orders)  # the words behind are still being recognised
+    caller.says(Final("for two", finalized=True)).hear(False, 0.4)
+    assert caller.take()[-1] == EndOfTurn("a table for two")
+
+
+def test_a_turn_goes_on_with_a_recogniser_that_decides() -> None:
+    caller = Caller("local").hear(True, 0.5).says(Final("a table")).hear(False, 0.1)
+    caller.turns.recogniser("provider", 1, caller.now)
+    caller.hear(False, 2.7)
+    assert not {"EndOfTurn", "RecogniserLate"} & set(kinds(caller.orders))
+    caller.says(Final("for two", end_of_turn=True)).hear(False, 0.4)
+    assert caller.take()[-1] == EndOfTurn("a table for two")
+
+
+def test_who_never_opened_does_not_decide() -> None:
+    caller = Caller("provider").hear(True, 0.5).says(Final("a table")).hear(False, 0.1)
+    caller.turns.recogniser(None, 1, caller.now)
+    caller.hear(False, 2.0)
+    assert "EndOfTurn" not in kinds(caller.orders)
+
+
+def test_the_next_recogniser_has_all_its_time() -> None:
+    caller = Caller().hear(True, 0.5).hear(False, 2.4)
+    caller.turns.recogniser("local", 1, caller.now)
+    caller.hear(False, 2.3)
+    assert RecogniserLate() not in caller.orders
+    caller.hear(False, 0.3)
+    assert RecogniserLate() in caller.take()
+
+
+def test_words_that_were_answered_are_not_when_they_come_again_one_by_one() -> None:
+    caller = Caller("provider").hear(True, 0.5).says(Partial("a table for two")).hear(False, 4.0)
+    assert caller.take()[-1] == EndOfTurn("a table for two")
+    for text in ("a", "a table", "a table for two"):
+        assert caller.says(Partial(text)).take() == []
+    caller.says(Final("a table")).says(Final("for two"))
+    assert not caller.turns.caller_talking
+    assert kinds(caller.says(Partial("a table")).take()) == ["Interrupt", "Verdict"]  # said anew
 
 
 def test_an_empty_speech_final_is_no_turn() -> None:

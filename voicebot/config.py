@@ -351,6 +351,11 @@ def _contradictions(settings: Settings) -> list[str]:
     problems += _check_url("TWILIO_API_URL", settings.twilio_api_url)
     problems += _check_url("DEEPGRAM_URL", settings.deepgram_url)
     problems += _check_url("GROQ_BASE_URL", settings.groq_base_url)
+    if settings.deepgram_fallback_api_key.get_secret_value() and not settings.deepgram:
+        problems.append("DEEPGRAM_API_KEY: is missing, DEEPGRAM_FALLBACK_API_KEY is set")
+    groq_key = settings.groq_api_key.get_secret_value()
+    if settings.groq_fallback_api_key.get_secret_value() and not groq_key:
+        problems.append("GROQ_API_KEY: is missing, GROQ_FALLBACK_API_KEY is set")
     chosen = "groq_fallback_models" in settings.model_fields_set
     if chosen and settings.groq_model in _names(settings.groq_fallback_models):
         problems.append(

@@ -510,12 +510,12 @@ class _Call:
         while pause is not None:
             await trio.sleep(pause)
             recogniser = tries.begin(trio.current_time())
-            self._obey(self._turns.recogniser(recogniser.endpointing))
             try:
                 with trio.CancelScope() as self._recognising:
                     async with recogniser.open() as transcriber:
+                        self._hearing(recogniser.endpointing)
                         async with trio.open_nursery() as feed:  # owns the feed; ends on error
-                            feed.start_soon(self._feed_from_ring, transcriber)
+                            feed.start_soon(self._feed_from_ring, transcriber, recogniser)
                             while True:
                                 transcript = await transcriber.receive()
                                 tries.worked(allowed)
@@ -528,14 +528,17 @@ class _Call:
                 self._journal.count("recogniser_failures")
                 self._note("recogniser_failed")
                 self._provider_failed(error, tries.opened)
-                self._ring.rewind()
-                if self._turns.recogniser_lost(self._ring.finalizes) and not self._ring.speaking:
-                    self._feed(SpeechStarted(0))
+                if lost_ms := self._ring.rewind():
+                    self._journal.count("unrecognised_ms", lost_ms)
+                self._hearing(None)
         self._give_up(Outcome.NO_RECOGNITION)
+
+    def _hearing(self, endpointing: Literal["provider", "local"] | None) -> None:
+        self._turns.recogniser(endpointing, self._ring.finalizes, trio.current_time())
 
     def _take(self, transcript: Transcript) -> None:
         if isinstance(transcript, FinalTranscript):
-            self._ring.settle(transcript.until_ms)
+            self._ring.settle(transcript.until_ms, finalized=transcript.finalized)
         now = trio.current_time()
         self._obey(self._turns.transcript(transcript, now, self._spoken(now)))
 
@@ -559,7 +562,7 @@ class _Call:
         self._floor.decide(True)
         self._called.ring()
 
-    async def _feed_from_ring(self, transcriber: Transcriber) -> None:
+    async def _feed_from_ring(self, transcriber: Transcriber, recogniser: Recogniser) -> None:
         """Hand over audio in batches, and each edge behind the audio it follows."""
         while True:  # noqa: ASYNC913  # edges are few; behind them it waits, or sends
             while not self._ring.ready:
@@ -568,7 +571,8 @@ class _Call:
                 case SpeechStarted(ago_ms):
                     transcriber.speech_started(ago_ms)
                 case Finalize():
-                    await transcriber.finalize()
+                    if recogniser.endpointing == "local":  # the other kind needs not be asked
+                        await transcriber.finalize()
                 case batch:
                     await transcriber.send(batch)
 

@@ -65,7 +65,7 @@ class SpeechStarted:
 
 @dataclass(frozen=True, slots=True)
 class Finalize:
-    """The voice has fallen: the recogniser should account for all words up to here."""
+    """The voice has fallen: a recogniser that must be asked should account for all words so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +164,7 @@ class Turns:
         self._likely = False  # a provider expects so
         self._taken = ""  # words of a turn that were still a partial when it ended
         self._finalizing = 0  # answers to Finalize still owed
+        self._asked_at = 0.0  # when the recogniser was opened, or lost: it owed nothing before
         self._words: list[str] = []
         self._partial = ""
         self._last_words_at = 0.0
@@ -200,22 +201,20 @@ class Turns:
             return [self._end_turn(passed_over[0])]
         return ()
 
-    def recogniser(self, endpointing: Literal["provider", "local"]) -> Sequence[Instruction]:
-        """Note which kind of recogniser hears from now on. Words of the one before stay."""
-        before, self._local = self._local, endpointing == "local"
-        if before or not self._local or self._voice:
-            return ()
-        # What it will be told of the past was said to one that needs not be asked.
-        self._ended, self._finalizing = False, self._finalizing + 1
-        return [Finalize()]
+    def recogniser(
+        self, endpointing: Literal["provider", "local"] | None, finalizing: int, now: float
+    ) -> None:
+        """Note that the recogniser is another, or gone, and what it will be told of the past.
 
-    def recogniser_lost(self, finalizing: int) -> bool:
-        """Note that the recogniser is gone; `finalizing` requests have not reached it.
-
-        Returns whether the caller is speaking, which the next one has to be told.
+        A turn under way goes on: the words so far stay, and a partial until there is something
+        new. `endpointing` says who decides from now on that it is over, None: as before, for there
+        is no recogniser; `finalizing`, how many requests to finalize have not been answered and
+        will reach the next.
         """
-        self._finalizing = finalizing
-        return self._voice
+        if endpointing is not None:
+            self._local = endpointing == "local"
+        self._finalizing = finalizing if self._local else 0
+        self._asked_at = now
 
     def frame(self, voice: bool, onset_ms: int, now: float) -> Sequence[Instruction]:
         """Take the ears' decision about 20 ms."""
@@ -239,9 +238,7 @@ class Turns:
             return [started, *self._begin(now - onset_ms / 1_000), *self._decide(now)]
         self._quiet = 0
         self._fell_at = now
-        if not self._local:
-            return self._decide(now)
-        self._finalizing += 1
+        self._finalizing += self._local
         return [Finalize(), *self._decide(now)]
 
     def transcript(
@@ -274,7 +271,7 @@ class Turns:
                 if finalized:
                     self._finalizing = max(0, self._finalizing - 1)
                 begun: Sequence[Instruction] = ()
-                text, self._taken = self._unanswered(text), ""
+                text, self._taken = self._unanswered(text), self._taken_still(text)
                 if text and self._is_echo(text, spoken, now):
                     text = ""
                 if text:
@@ -292,12 +289,17 @@ class Turns:
         """Return what is new in a text that may begin with words of the turn before.
 
         Those were a partial when that turn ended, and have been answered. What goes on behind
-        them has not.
+        them has not. Where a recogniser was lost, they come again one by one.
         """
-        taken = words_of(self._taken)
-        if not taken or words_of(text)[: len(taken)] != taken:
-            return text
+        taken, said = words_of(self._taken), words_of(text)
+        if not taken or said[: len(taken)] != taken:
+            return "" if taken[: len(said)] == said else text
         return " ".join(text.split()[len(taken) :])
+
+    def _taken_still(self, text: str) -> str:
+        """Return the words of the turn before that a final text leaves to come again."""
+        taken, said = words_of(self._taken), words_of(text)
+        return " ".join(taken[len(said) :]) if said and taken[: len(said)] == said else ""
 
     def _guessing(self, decided: Sequence[Instruction]) -> Sequence[Instruction]:
         """Add a guess to what was decided, or take it back."""
@@ -377,7 +379,7 @@ class Turns:
         if self._voice:
             return self._confirm_if_meant()
         if self._finalizing:
-            if now - self._fell_at < rules.final_grace_ms / 1_000:
+            if now - max(self._fell_at, self._asked_at) < rules.final_grace_ms / 1_000:
                 return self._confirm_if_meant()
             # Words may be lost with it, but a caller who is not understood speaks again.
             self._finalizing = 0
