@@ -353,10 +353,9 @@ class _Call:
 
     def _provider_failed(self, error: ProviderError, left_alone: bool) -> None:
         self._journal.count("provider_failures")
-        self._note(
-            "provider_failed", provider=error.provider, error=str(error), left_alone=left_alone
-        )
-        _log.warning("provider_failed", exc_info=error)
+        detail = {"provider": error.provider, "error": str(error), "left_alone": left_alone}
+        self._note("provider_failed", **detail)
+        _log.warning("provider_failed", extra=detail)
 
     # The writer.
 

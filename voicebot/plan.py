@@ -33,7 +33,7 @@ class Timeouts:
     answer_s: float = 6.0  # for all tries: people hang up after a few seconds of silence
 
     # The voice.
-    first_audio_s: float = 2.0  # of one try; 0.2 s is usual
+    first_audio_s: float = 4.0  # of one try; 0.2 s is usual, and the embedded voice's worst 3 s
     # Behind what was played: a drip that is slower than speech is a stall as well.
     audio_gap_s: float = 2.0
     speech_tries: int = 3  # as for the model
