@@ -333,8 +333,9 @@ def _clean(held: FaultyHeld) -> Iterator[str]:
 
 
 def _noted(held: FaultyHeld) -> Iterator[str]:
-    """Every failure of a provider is on the timeline, and no other."""
-    notes = [m for m in held.moments if m.what == "provider_failed"]
+    """Every failure of a model and of a voice is on the timeline, and no other."""
+    failed = [m for m in held.moments if m.what == "provider_failed"]
+    notes = [m for m in failed if not m.detail["provider"].endswith("recogniser")]
     timeouts = held.schedule.plan.timeouts
     ended = held.call.summary.duration_s
     for ask in held.asks:
