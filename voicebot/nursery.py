@@ -934,6 +934,7 @@ class _Call:
                             raise  # it has been tried often enough
                         # It broke off: as people do, the sentence is begun again.
                         self._journal.count("synthesis_restarts")
+                        self._note("begun_again", number=reply.record.number)
                         await self._synthesise(piece, reply)
             except ProviderError:
                 self._journal.count("synthesis_failures")

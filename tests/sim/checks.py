@@ -75,7 +75,9 @@ def _goes_on(held: Held) -> Iterator[str]:
     # more was claimed than heard, I4 says how much may be missing.
     heard_ms = dict(_truth_ms(held))
     ahead = {key[0] for key, claimed in _claims(held).items() if claimed > heard_ms.get(key, 0.0)}
-    for number in set(range(len(held.call.summary.turns))) - ahead:
+    # A sentence that broke off is said again from its beginning.
+    again = {m.detail["number"] for m in held.moments if m.what == "begun_again"}
+    for number in set(range(len(held.call.summary.turns))) - ahead - again:
         try:
             held.call.words_heard_in(number)
         except ValueError as exc:

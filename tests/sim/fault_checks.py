@@ -345,7 +345,8 @@ def _noted(held: FaultyHeld) -> Iterator[str]:
             first_s = timeouts.first_token_s
             if ask.provider.startswith("voice"):
                 first_s = timeouts.first_audio_s
-            never = ask.fault is not None and ask.fault.what in {"hang", "mute"}
+            fault = ask.fault
+            never = fault is not None and fault.what in {"hang", "mute"} and not fault.after
             due = never and abs(ask.until - ask.at - first_s) < TICK_S
         close_s = ask.fault.close_s if ask.fault is not None else 0.0
         # A turn that is stopped while a late request lets go of itself is not told of it.
