@@ -21,7 +21,7 @@ from voicebot.audio import silence
 from voicebot.errors import ProviderError, RemoteProtocolError, SocketClosed
 from voicebot.floor import Bell
 from voicebot.ports import MediaSocket, Message, Ports, Tool, ToolCall, Transcriber
-from voicebot.record import Moment
+from voicebot.record import Moment, Outcome
 from voicebot.simulator import Cue, Network, Script, Utterance, WhenSilent
 from voicebot.testing import (
     HeldCall,
@@ -67,7 +67,8 @@ class Held:
     @property
     def ended_early(self) -> bool:
         """Whether something ended the call before the caller had said everything."""
-        return any(done.act.what in ENDS for done in self.done)
+        gave_up = self.call.summary.outcome in {Outcome.NO_ANSWERS, Outcome.NO_SPEECH}
+        return gave_up or any(done.act.what in ENDS for done in self.done)
 
     def trace(self) -> str:
         """Return a hash of all that happened, in order and with its times."""
