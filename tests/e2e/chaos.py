@@ -93,7 +93,7 @@ def problems(held: Held) -> list[str]:
     limit_s = Limits(service._plan(load(SETTINGS))).worst_s
     if held.recording.ended.by == "limit":
         found.append("stuck: no end of the call")
-    if held.silence_s > limit_s + slack_s():
+    if held.silence_s > limit_s + slack_s() + held.behind_s:
         found.append(f"silent for {held.silence_s:.1f} s, {limit_s:.1f} s allowed")
     if held.outcome.value == "crashed":
         found.append("crashed")
