@@ -61,7 +61,7 @@ Phase = Literal["at boot", "at the start", "in the greeting", "while thinking", 
 
 # No settings: what the recogniser is given here to connect, and to say something to a voice.
 CONNECT_S: Final = 0.6
-STALL_S: Final = 2.0  # v1 says something every second
+STALL_S: Final = 2.5  # v1 says something every second, and late results are 2 s late
 SETTINGS: Final = {
     "VOICEBOT_GREETING": "Hello there.",
     "VOICEBOT_DRAIN_S": "0",
@@ -115,7 +115,7 @@ class Limits:
     def turn_s(self) -> float:
         """From the caller's last sound to the end of the turn, at the latest."""
         rules = self.plan.endpointing
-        ears_s = 0.4
+        ears_s = 0.4  # until they let go
         return ears_s + max(rules.hangover_ms, rules.agree_ms, rules.provider_silence_ms) / 1_000
 
     @property
@@ -150,7 +150,7 @@ class Limits:
             return self.deaf_s + answered
         if where == "listen":
             return max(self.deaf_s, answered)
-        return max(answered, HANG_UP_PAUSE_S)
+        return max(answered, HANG_UP_PAUSE_S)  # the caller's own pause before hanging up
 
     @property
     def worst_s(self) -> float:

@@ -2,8 +2,8 @@
 
 The caller hears something within the limit that follows from the settings; the call recovers or
 ends as the policy has it, with the caller told; nothing is left of it; and other calls do not feel
-it. 600 calls take seven minutes, so a sample is held, the same each time; all of them with
-`VOICEBOT_FAULTS=all`. Random schedules: `chaos.py`.
+it. All 600 calls take a quarter of an hour, so a sample is held, the same each time; all of them
+with `VOICEBOT_FAULTS=all`. Random schedules: `chaos.py`.
 """
 
 from __future__ import annotations
@@ -70,22 +70,31 @@ def some(where: str) -> list[Case]:
     return cases if ALL else sample(cases, SAMPLES[where], f"faults of {where}")
 
 
-async def nothing_more_than(before: tuple[int, int]) -> tuple[int, int]:
-    """Return the tasks and descriptors in use, when there are no more than before or 2 s later."""
+async def left_behind(before: tuple[int, int]) -> tuple[int, int]:
+    """Return how many more tasks and descriptors there are than before, at best within 2 s."""
     with trio.move_on_after(2):
-        while in_use() > before:  # noqa: ASYNC110  # the kernel, and threads of a pool
+        while more_than(before) != (0, 0):  # noqa: ASYNC110  # the kernel, and threads of a pool
             await trio.sleep(0.02)
-    return in_use()
+    return more_than(before)
 
 
-@pytest.mark.parametrize("where", SAMPLES)
-async def test_the_caller_hears_something_and_the_call_goes_on_or_ends(where: str) -> None:
+def more_than(before: tuple[int, int]) -> tuple[int, int]:
+    (tasks, fds), now = before, in_use()
+    return max(0, now[0] - tasks), max(0, now[1] - fds)
+
+
+@pytest.mark.parametrize(
+    "services", [[where] for where in SAMPLES] if ALL else [list(SAMPLES)], ids="-".join
+)
+async def test_the_caller_hears_something_and_the_call_goes_on_or_ends(
+    services: list[str],
+) -> None:
     before = in_use()
 
-    wrong = await hold_all(some(where))
+    wrong = await hold_all([case for where in services for case in some(where)])
 
     assert wrong == []
-    assert await nothing_more_than(before) <= before
+    assert await left_behind(before) == (0, 0)
 
 
 async def test_random_schedules_leave_no_call_stuck_or_silent() -> None:
@@ -95,7 +104,7 @@ async def test_random_schedules_leave_no_call_stuck_or_silent() -> None:
 
     assert [(result.seed, result.problems) for result in results if result.problems] == []
     assert sum(len(result.schedule) for result in results) > len(SEEDS)
-    assert await nothing_more_than(before) <= before
+    assert await left_behind(before) == (0, 0)
 
 
 def test_every_fault_is_in_the_matrix_and_a_sample_has_every_phase() -> None:
@@ -113,17 +122,17 @@ def test_the_limits_follow_from_the_settings() -> None:
     limits = Limits(service._plan(load(SETTINGS)))
 
     assert limits.filled_s == pytest.approx(2.0)
-    assert limits.deaf_s == pytest.approx(7.8)
+    assert limits.deaf_s == pytest.approx(9.3)
     assert limits.of("chat", "while thinking") == limits.filled_s
     assert limits.of("speak", "at boot") == pytest.approx(6.9)
-    assert limits.worst_s == pytest.approx(14.7)
+    assert limits.worst_s == pytest.approx(16.2)
 
 
 # ------------------------------------------------------------------ the others in the process
 
 HEALTHY = "healthy"
 ANSWER = "Fine, healthy."
-TURNS = 8
+TURNS = 6
 BAD_LISTEN = ("reset", "stall", "503", "malformed-json")
 BAD_CHAT = ("hang-first-byte", "stall-mid-answer", "503", "reset-mid-answer")
 BAD_SPEAK = ("hang-first-byte", "stall", "503", "truncated")
