@@ -537,8 +537,11 @@ def problems(case: Case, held: Held) -> list[str]:
         found.append("the last turn was not answered")
     if held.outcome is not Outcome.HUNG_UP and not held.was_told:
         found.append("the caller was not told")
-    met = case.fault in held.met or (case.where in HOSTS and case.standing)
-    if case.fails and met and held.outcome is not Outcome.HUNG_UP and not held.failures:
+    met = case.fault in held.met
+    if case.where in HOSTS:  # a spare connection may meet it, and no request
+        met = held.outcome is not Outcome.HUNG_UP
+    # What fails at boot fails those who learn the phrases, and not a call.
+    if case.fails and met and case.phase != "at boot" and not held.failures:
         found.append("nothing of it on the timeline")
     if held.left:
         found.append(f"left: {', '.join(held.left)}")
