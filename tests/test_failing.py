@@ -394,6 +394,48 @@ async def test_the_carrier_takes_the_caller_from_a_bot_that_cannot_go_on(
     assert carrier.asked == [asked]
 
 
+async def test_the_carrier_says_what_the_caller_did_not_let_the_bot_say(
+    autojump_clock: Clock,
+) -> None:
+    """Who speaks over the farewell is not kept waiting for a verdict that nobody can give."""
+    carrier = Carrier()
+    socket = FakeTwilio(voice=[(2.5, 30.0)], stop_at=40.0)
+
+    summary = await run_call(
+        socket,
+        deaf(hang_up=carrier.hang_up, hand_over=carrier.hand_over),
+        plan(greeting="Hello.", farewell="Sorry, I cannot hear you. " * 3, **TEXTS),
+    )
+
+    assert summary.outcome is Outcome.NO_RECOGNITION
+    assert summary.turns[-1].interrupted
+    assert "Sorry" in summary.turns[-1].heard
+    assert summary.duration_s < 4.0
+    assert carrier.asked == [("hand over", True)]
+
+
+async def test_what_a_bot_without_a_voice_has_said_is_not_said_again(
+    autojump_clock: Clock,
+) -> None:
+    """The parting is known beforehand, and was heard."""
+    carrier = Carrier()
+    socket = FakeTwilio(voice=[(3.0, 4.0), (9.0, 10.0)], stop_at=60.0)
+    parts = ports(
+        FakeEar(["one", "two"]),
+        FakeChat([["It is late."], ["It is late."]]),
+        voice=Mute(),
+        canned=canned("Hello.", "Sorry.", "Broken.", "Bye."),
+        hang_up=carrier.hang_up,
+        hand_over=carrier.hand_over,
+    )
+
+    summary = await run_call(socket, parts, plan(greeting="Hello.", **TEXTS))
+
+    assert summary.outcome is Outcome.NO_SPEECH
+    assert summary.turns[-1].heard == "Broken. Bye."
+    assert carrier.asked == [("hand over", False)]
+
+
 async def test_a_call_that_ends_well_is_not_handed_over(autojump_clock: Clock) -> None:
     carrier = Carrier()
     chat = FakeChat([["Bye.", ToolCall("1", "hang_up", "{}")]])

@@ -96,7 +96,6 @@ _OURS: Final = frozenset(Outcome) - {Outcome.HUNG_UP, Outcome.SOCKET_CLOSED, Out
 _GAVE_UP: Final = frozenset(
     {Outcome.NO_RECOGNITION, Outcome.NO_SPEECH, Outcome.NO_ANSWERS, Outcome.CRASHED}
 )
-_UNSAID: Final = frozenset({Outcome.NO_SPEECH, Outcome.CRASHED})  # the caller was not told why
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +235,7 @@ async def run_call(
             },
         )
     if ports.hand_over is not None and summary.outcome in _GAVE_UP:
-        say = summary.outcome in _UNSAID
-        hand_over = partial(ports.hand_over, summary.call_sid, say)
+        hand_over = partial(ports.hand_over, summary.call_sid, not call.told)
         await _tell_carrier(hand_over, plan.timeouts.hang_up_s)
     elif ports.hang_up is not None and summary.outcome in _OURS:
         await _tell_carrier(partial(ports.hang_up, summary.call_sid), plan.timeouts.hang_up_s)
@@ -321,6 +319,7 @@ class _Call:
         self._silent_at = 0.0  # when it was last heard
         self._ducks = plan.interruption.policy == "duck"
         self._failures = 0  # replies in a row that could not be given
+        self.told = False  # why the bot gives up, to the end
 
     def end(self, outcome: Outcome) -> None:
         """End the call. The first reason given is the one that counts."""
@@ -591,6 +590,8 @@ class _Call:
                 deaf = self._giving_up is Outcome.NO_RECOGNITION
                 text = self._plan.farewell if deaf else self._plan.trouble
                 await self._turn("", self._recite(text))
+                record = self._journal.turns[-1]
+                self.told = record.heard == record.generated
                 self.end(self._giving_up)
                 return
             guess = self._guess
@@ -730,8 +731,9 @@ class _Call:
                 position = max(0, reply.heard - OVERLAP_BYTES)
                 self._note("ducked", from_ms=position // audio.BYTES_PER_MS)
                 continue
-            # A turn that has come meanwhile was meant, whatever came after it was not.
-            if await self._floor.decided() or self._inbox or self._giving_up is not None:
+            # Nobody waits for a verdict when the bot gives up. A turn that has come meanwhile was
+            # meant, whatever came after it was not.
+            if self._giving_up is not None or await self._floor.decided() or self._inbox:
                 return False
             # From the furthest that was heard: stops in a row must not go back word by word.
             position = reply.reel.word_edge(reply.heard)
