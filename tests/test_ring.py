@@ -180,6 +180,14 @@ def test_speech_that_was_accounted_for_before_it_had_to_go_costs_nothing() -> No
     assert ring.rewind() == 0
 
 
+def test_what_had_to_go_is_not_accounted_for_by_an_answer_about_what_was_before() -> None:
+    ring = sent(SpeechStarted(0), *map(frame, range(int(RING_S * 50) + 30)))
+    for number in range(30):
+        ring.put(frame(number))
+    ring.settle(400, finalized=False)  # of the 600 ms
+    assert ring.rewind() == 600
+
+
 @given(
     st.lists(
         st.one_of(
