@@ -11,7 +11,7 @@ import trio
 from tests.fakes import FakeChat, FakeEar, FakeTool, FakeTwilio, plan, ports
 from voicebot.nursery import run_call
 from voicebot.ports import ToolCall
-from voicebot.record import BARGE_INS, TIMELINE_LENGTH, Journal, Moment
+from voicebot.record import BARGE_INS, TIMELINE_LENGTH, Journal, Moment, TurnRecord
 
 
 async def test_a_call_is_recorded_as_plain_values(autojump_clock: Any) -> None:
@@ -43,6 +43,27 @@ async def test_whoever_watches_sees_every_event_in_the_moment_it_happens(
     assert tuple(moment for _, moment in seen) == summary.timeline
     assert seen
     assert all(at == moment.at for at, moment in seen)
+
+
+async def test_each_turn_is_told_when_it_is_over_the_one_in_which_the_call_ends_as_well(
+    autojump_clock: Any,
+) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=3.5)
+    told: list[tuple[float, str, str, bool]] = []
+
+    def on_turn(turn: TurnRecord) -> None:
+        told.append((round(socket.now(), 1), turn.caller, turn.heard, turn.interrupted))
+
+    chat = FakeChat(["One two three four five six seven eight nine ten eleven twelve."])
+    call = ports(FakeEar(["tell me"]), chat)
+    summary = await run_call(socket, call, plan(greeting="Hello."), on_turn=on_turn)
+
+    assert [row[1:] for row in told] == [
+        (turn.caller, turn.heard, turn.interrupted) for turn in summary.turns
+    ]
+    assert [turn.caller for turn in summary.turns] == ["", "tell me"]
+    assert told[0][0] < 1.5
+    assert told[1][0] == 3.5
 
 
 async def test_the_times_of_a_turn_and_of_an_interruption_are_seconds_of_the_call(

@@ -185,6 +185,7 @@ async def run_call(
     plan: CallPlan,
     *,
     on_end: Callable[[CallSummary], None] | None = None,
+    on_turn: Callable[[TurnRecord], None] | None = None,
     watch: Callable[[Moment], None] | None = None,
 ) -> CallSummary:
     """Run one call from `start` to its end; return what happened.
@@ -195,6 +196,8 @@ async def run_call(
     Args:
         on_end: is given the summary once, however the call ends; synchronous, so that a
             cancelled call is recorded as well.
+        on_turn: is given each turn once it is over, also when the call ends in it; synchronous,
+            and quick. Tools of the turn may still be running.
         watch: is shown every event of the timeline as it happens; synchronous, and quick.
 
     Cancellation: everything of the call is cancelled and joined; at once, but for a tool that
@@ -202,7 +205,7 @@ async def run_call(
 
     Owns: the call nursery. It ends when `_Call.end` is called or the call gets too long.
     """
-    call = _Call(socket, ports, plan, watch)
+    call = _Call(socket, ports, plan, on_turn, watch)
     try:
         with trio.move_on_after(plan.timeouts.call_s) as length:
             async with trio.open_nursery() as nursery:  # owns the five tasks; `end` ends it
@@ -273,12 +276,14 @@ class _Call:
         socket: MediaSocket,
         ports: Ports,
         plan: CallPlan,
+        on_turn: Callable[[TurnRecord], None] | None,
         watch: Callable[[Moment], None] | None,
     ) -> None:
         self.outcome = Outcome.CANCELLED
         self._socket = socket
         self._ports = ports
         self._plan = plan
+        self._on_turn = on_turn
         self._began = trio.current_time()
         self._journal = Journal(self._began, watch)
         self._floor = Floor()
@@ -695,6 +700,8 @@ class _Call:
         record.heard = " ".join(filter(None, parts))
         self._dialog.bot_said(*parts, interrupted=record.interrupted)
         self._note("turn_over", number=record.number, interrupted=record.interrupted)
+        if self._on_turn is not None:
+            self._on_turn(record)
 
     def _first(self, what: _Stage, reply: _Reply) -> None:
         """Note when a reply came so far, the first time, and once it is a turn."""
