@@ -32,7 +32,7 @@ from voicebot import log as log_setup
 from voicebot.config import Settings, load
 from voicebot.errors import CallRefused, ConfigError, ProviderError, VoicebotError
 from voicebot.metrics import CONTENT_TYPE
-from voicebot.service import Service, open_service
+from voicebot.service import Service, open_service, open_sole_service
 from voicebot.serving import contain
 from voicebot.switchboard import (
     DIAL_HOLD_S,
@@ -123,7 +123,7 @@ class _AppFromEnvironment:
             try:
                 settings = load(env_file=Path(".env"))
                 log_setup.configure(settings.log_level)
-                self._app = create_app(settings)
+                self._app = create_app(settings, open_sole_service)
             except ConfigError as exc:
                 failure = exc
         if failure is not None:
