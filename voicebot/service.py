@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from voicebot import log, telephony, twilio, ws
+from voicebot import log, telephony, twilio, twiml, ws
 from voicebot.config import Settings
 from voicebot.nursery import run_call
 from voicebot.parts import open_ports
@@ -20,6 +20,10 @@ from voicebot.switchboard import Switchboard
 from voicebot.telephony import Telephony
 
 
+async def _nobody_cares(call_sid: str, who: str) -> None:
+    """Take who has answered a call, where no call is placed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """What a running process has open."""
@@ -27,6 +31,7 @@ class Service:
     serve_media: Callable[[ws.Scope, ws.Receive, ws.Send], Awaitable[None]]  # raw ASGI
     telephony: Telephony | None = None  # None without a Twilio account
     warm: Callable[[], None] = lambda: None  # a call is to be expected; see `Ports`
+    answered_by: Callable[[str, str], Awaitable[None]] = _nobody_cares  # CallSid, Twilio's word
 
 
 @asynccontextmanager
@@ -96,7 +101,7 @@ class _Calls:
                 await run_call(socket, self._ports, self._plan, on_end=record)
 
     def _authenticate(self, start: twilio.Start) -> None:
-        token = start.parameters.get(telephony.TOKEN_PARAMETER, "")
+        token = start.parameters.get(twiml.TOKEN_PARAMETER, "")
         self._board.redeem(token, start.call_sid, start.account_sid)
 
 

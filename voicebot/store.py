@@ -49,6 +49,8 @@ class CallRecord:
     sequence: int = -1
     stream: str | None = None  # the last StreamEvent, for example "stream-started"
     stream_error: str | None = None
+    answered_by: str | None = None  # by Twilio's ears: "human", "machine_end_beep", …
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)  # of who had it placed
     summary: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def as_json(self) -> dict[str, Any]:
@@ -65,6 +67,8 @@ class CallRecord:
             "duration_s": self.duration_s,
             "stream": self.stream,
             "stream_error": self.stream_error,
+            "answered_by": self.answered_by,
+            "metadata": self.metadata,
             "summary": self.summary,
         }
 
@@ -125,6 +129,16 @@ class CallStore:
             self._change(
                 record, stream=event, stream_error=error or record.stream_error, updated_at=at
             )
+
+    def answered(self, sid: str, *, at: str, by: str) -> None:
+        """Take who has answered."""
+        if record := self._records.get(sid):
+            self._change(record, answered_by=by, updated_at=at)
+
+    def describe(self, sid: str, metadata: Mapping[str, Any]) -> None:
+        """Attach what whoever had the call placed wants to find again."""
+        if record := self._records.get(sid):
+            self._change(record, metadata=metadata)
 
     def summarise(self, sid: str, summary: Mapping[str, Any]) -> None:
         """Attach what the engine says of the call it has just finished."""
@@ -220,6 +234,14 @@ class Lines:
         line = self._lines.pop(key, None)
         if line is not None and call_sid not in self._past:
             self._lines.setdefault(call_sid, line)
+
+    def renew(self, call_sid: str, account_sid: str, *, now: float) -> str | None:
+        """Return a token for another stream of a call whose last one has ended.
+
+        Only for a call that went away and comes back; as `mint`, also where it is asked twice.
+        """
+        self._past.pop(call_sid, None)
+        return self.mint(call_sid, account_sid, outbound=True, now=now)
 
     def mint(self, call_sid: str, account_sid: str, *, outbound: bool, now: float) -> str | None:
         """Return the token of a call, the same for the same call; None if no line is free."""
