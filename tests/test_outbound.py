@@ -22,9 +22,11 @@ from tests.test_http import (
 from tests.twilio_rest import ACCOUNT_SID, CALL_SID
 from voicebot.config import load
 from voicebot.idempotency import KEEP_S, REMEMBERED, Idempotency, InProgress, KeyReused
-from voicebot.onward import AWAY_S, KEPT, Ending, Onward
+from voicebot.onward import AWAY_S, KEPT, Onward
 from voicebot.outbound import METADATA_BYTES, OutboundCall, read_call
+from voicebot.parting import Ending, Resumption
 from voicebot.ports import Message, ToolCall
+from voicebot.record import Outcome
 
 SETTINGS = load({"TWILIO_FROM_NUMBER": FROM})
 HUMAN = "+15550100777"
@@ -207,10 +209,11 @@ HISTORY = (
     Message("tool", "being put through", tool_call_id="t1"),
     Message("assistant", "I am putting you through."),
 )
+SO_FAR = Resumption(HISTORY, 2, 30.0)
 
 
 def transfer(**more: str) -> Ending:
-    return Ending("transfer", {"to": HUMAN, **more}, "t1", HISTORY)
+    return Ending(Outcome.TRANSFERRED, {"to": HUMAN, **more}, "t1", SO_FAR)
 
 
 async def test_a_stream_that_ends_for_good_ends_the_call() -> None:
@@ -254,14 +257,17 @@ async def test_a_caller_whom_nobody_takes_is_back_in_the_same_conversation() -> 
         with service.board.live(CALL_SID):
             service.board.onward.leave(CALL_SID, transfer(), trio.current_time())
         await service.webhook("/twilio/after-stream")
-        assert service.board.onward.come_back(CALL_SID) == ()  # not yet
+        assert service.board.onward.come_back(CALL_SID, 0.0) is None  # not yet
         service.board.onward.leave(CALL_SID, transfer(), trio.current_time())
         back = await service.webhook("/twilio/after-dial", DialCallStatus="no-answer")
         same = await service.webhook("/twilio/after-dial", DialCallStatus="no-answer")
         assert parameter(back.text) == parameter(same.text) != first
         service.board.redeem(parameter(back.text), CALL_SID, ACCOUNT_SID)
-        history = service.board.onward.come_back(CALL_SID)
-        assert [message.content for message in history] == [
+        back_again = service.board.onward.come_back(CALL_SID, trio.current_time() + 5)
+        assert back_again is not None
+        assert back_again.turns == 2
+        assert back_again.elapsed_s > 35.0
+        assert [message.content for message in back_again.history] == [
             "a person please",
             "One moment.",
             "nobody took the call (no-answer); you are talking to the caller again: tell them",
@@ -271,12 +277,14 @@ async def test_a_caller_whom_nobody_takes_is_back_in_the_same_conversation() -> 
 
 async def test_keys_are_pressed_between_two_streams() -> None:
     async with running(**TWILIO) as service:
-        ending = Ending("send_digits", {"digits": "ww12#"}, "t1", HISTORY)
+        ending = Ending(Outcome.PRESSING_KEYS, {"digits": "ww12#"}, "t1", SO_FAR)
         service.board.onward.leave(CALL_SID, ending, trio.current_time())
         answer = ET.fromstring((await service.webhook("/twilio/after-stream")).text)
         assert [verb.tag for verb in answer] == ["Play", "Connect"]
         assert answer[0].attrib == {"digits": "ww12#"}
-        assert service.board.onward.come_back(CALL_SID)[2].content == "the keys were pressed"
+        back = service.board.onward.come_back(CALL_SID, trio.current_time())
+        assert back is not None
+        assert back.history[2].content == "the keys were pressed"
 
 
 async def test_a_caller_who_comes_back_to_full_lines_is_told() -> None:

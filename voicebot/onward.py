@@ -1,18 +1,17 @@
 """What a call goes on with when its media stream has ended, and how it comes back.
 
 Synchronous, in memory: a stream that ends and the request for what follows meet in one process.
-The engine says what the bot wants (`Ending`); Twilio asks for it by the `action` of `<Connect>`,
-and by that of `<Dial>` when somebody has been talked to, or has not answered. A call that comes
-back goes on with the same conversation, in which the tool has a result now.
+The engine says what the bot wants (`parting.Ending`); Twilio asks for it by the `action` of
+`<Connect>`, and by that of `<Dial>` when somebody has been talked to, or has not answered. A call
+that comes back goes on with the same conversation, in which the tool has a result now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from dataclasses import dataclass
+from typing import Final
 
-from voicebot.ports import Message
+from voicebot.parting import Ending, Resumption
 
 KEPT: Final = 1_000  # calls away at once; each has a conversation of some kilobytes
 # A call of any length may come back from whom it was put through to; see `plan.call_s`.
@@ -24,29 +23,10 @@ NOBODY: Final = "nobody took the call ({}); you are talking to the caller again:
 _TALKED: Final = frozenset({"completed", "answered"})
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What the bot asked for at the end of its stream: a tool call, and the talk up to there."""
-
-    kind: Literal["transfer", "send_digits"]
-    arguments: Mapping[str, Any]
-    call_id: str
-    history: tuple[Message, ...] = field(repr=False)
-
-    def came_back(self, result: str) -> tuple[Message, ...]:
-        """Return the conversation to go on with, now that the result is known."""
-        return tuple(
-            replace(message, content=result)
-            if message.role == "tool" and message.tool_call_id == self.call_id
-            else message
-            for message in self.history
-        )
-
-
 @dataclass(slots=True)
 class _Away:
     ending: Ending
-    expires: float
+    since: float
     result: str = ""  # of what it went away for; empty: not known yet
 
 
@@ -59,8 +39,8 @@ class Onward:
     def leave(self, sid: str, ending: Ending, now: float) -> None:
         """Keep what a call went away for."""
         self._away.pop(sid, None)
-        self._away[sid] = _Away(ending, now + AWAY_S)
-        for stale in [one for one, away in self._away.items() if away.expires <= now]:
+        self._away[sid] = _Away(ending, now)
+        for stale in [one for one, away in self._away.items() if away.since + AWAY_S <= now]:
             del self._away[stale]
         while len(self._away) > KEPT:
             del self._away[next(iter(self._away))]
@@ -83,7 +63,9 @@ class Onward:
         """Note that the keys are pressed by the time the call is back."""
         self._away[sid].result = SENT
 
-    def come_back(self, sid: str) -> tuple[Message, ...]:
-        """Return the conversation that a new stream of a call goes on with; empty: a new one."""
+    def come_back(self, sid: str, now: float) -> Resumption | None:
+        """Return what a new stream of a call goes on with; None: it is a new call."""
         away = self._away.pop(sid, None)
-        return away.ending.came_back(away.result) if away is not None and away.result else ()
+        if away is None or not away.result:
+            return None
+        return away.ending.came_back(away.result, now - away.since)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from voicebot import log, telephony, twilio, twiml, ws
+import trio
+
+from voicebot import log as log_setup
+from voicebot import telephony, twilio, twiml, ws
 from voicebot.config import Settings
 from voicebot.nursery import run_call
+from voicebot.parting import Ending
 from voicebot.parts import open_ports
 from voicebot.phrases import open_phrases
 from voicebot.plan import CONNECTING, CallPlan
 from voicebot.ports import Ports
 from voicebot.record import CallSummary
-from voicebot.switchboard import Switchboard
+from voicebot.remote import Remote
+from voicebot.switchboard import MACHINES, Switchboard
 from voicebot.telephony import Telephony
+
+log = logging.getLogger(__name__)
 
 
 async def _nobody_cares(call_sid: str, who: str) -> None:
@@ -52,8 +60,13 @@ async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
         ports = replace(ports, canned=phrases.get)
         if phone is not None:
             ports = replace(ports, hang_up=phone.end_call, hand_over=phone.hand_over)
-        calls = _Calls(board, ports, plan)
-        yield Service(serve_media=calls.serve_media, telephony=phone, warm=ports.warm)
+        calls = _Calls(board, ports, plan, phone)
+        yield Service(
+            serve_media=calls.serve_media,
+            telephony=phone,
+            warm=ports.warm,
+            answered_by=calls.answered_by,
+        )
 
 
 @asynccontextmanager
@@ -72,10 +85,14 @@ async def open_sole_service(board: Switchboard) -> AsyncGenerator[Service]:
 class _Calls:
     """Runs the calls of a process, each in the task that serves its socket."""
 
-    def __init__(self, board: Switchboard, ports: Ports, plan: CallPlan) -> None:
+    def __init__(
+        self, board: Switchboard, ports: Ports, plan: CallPlan, phone: Telephony | None
+    ) -> None:
         self._board = board
         self._ports = ports
         self._plan = plan
+        self._phone = phone
+        self._remotes: dict[str, Remote] = {}  # of live calls
 
     async def serve_media(self, scope: ws.Scope, receive: ws.Receive, send: ws.Send) -> None:
         """Serve one media WebSocket: admit it, run its call, record how it went."""
@@ -90,15 +107,55 @@ class _Calls:
             if socket is None:
                 return
             sid = socket.start.call_sid
-            log.call_sid.set(sid)  # before the call starts a task: tasks inherit it
+            log_setup.call_sid.set(sid)  # before the call starts a task: tasks inherit it
             self._ports.warm()
 
             def record(summary: CallSummary) -> None:
                 self._board.store.summarise(sid, summary.as_json())
                 self._board.metrics.call_over(summary)
 
-            with self._board.live(sid):
-                await run_call(socket, self._ports, self._plan, on_end=record)
+            def away(ending: Ending) -> None:
+                self._board.onward.leave(sid, ending, trio.current_time())
+
+            remote = Remote()
+            known = self._board.store.get(sid)
+            self._leave_message(sid, known.answered_by or "" if known is not None else "", remote)
+            self._remotes[sid] = remote
+            try:
+                with self._board.live(sid):
+                    await run_call(
+                        socket,
+                        self._ports,
+                        self._plan,
+                        on_end=record,
+                        resumption=self._board.onward.come_back(sid, trio.current_time()),
+                        on_parting=away,
+                        remote=remote,
+                    )
+            finally:
+                del self._remotes[sid]
+
+    async def answered_by(self, sid: str, who: str) -> None:
+        """Do what is to be done with a call that a machine has answered, and live already.
+
+        Raises:
+            ProviderError: it cannot be hung up.
+        """
+        remote = self._remotes.get(sid)
+        if who.startswith(MACHINES) and not (
+            remote is not None and self._leave_message(sid, who, remote)
+        ):
+            log.info("machine", extra={"call_sid": sid, "who": who})
+            if self._phone is not None:
+                await self._phone.end_call(sid)
+
+    def _leave_message(self, sid: str, who: str, remote: Remote) -> bool:
+        """Have a call leave its message, if there is one and a machine that takes it."""
+        asked = self._board.asked(sid)
+        if asked is None or not asked.voicemail or not who.startswith("machine"):
+            return False
+        remote.leave_message(asked.voicemail)
+        return True
 
     def _authenticate(self, start: twilio.Start) -> None:
         token = start.parameters.get(twiml.TOKEN_PARAMETER, "")
@@ -115,4 +172,6 @@ def _plan(settings: Settings) -> CallPlan:
     }
     if settings.transfer_to:
         values["trouble"] = CONNECTING
+        if settings.telephony:  # without it there is nobody who could put anybody through
+            values["people"] = {"a person": settings.transfer_to}
     return CallPlan(**values)

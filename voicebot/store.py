@@ -22,6 +22,7 @@ from math import inf
 from typing import Any, Final, Literal
 
 from voicebot.errors import CallRefused
+from voicebot.record import joined
 
 FINAL_STATUSES: Final = frozenset({"completed", "busy", "failed", "no-answer", "canceled"})
 STATUSES: Final = FINAL_STATUSES | {"queued", "initiated", "ringing", "in-progress"}
@@ -141,9 +142,9 @@ class CallStore:
             self._change(record, metadata=metadata)
 
     def summarise(self, sid: str, summary: Mapping[str, Any]) -> None:
-        """Attach what the engine says of the call it has just finished."""
+        """Attach what the engine says of the stream it has just finished; a call may have some."""
         if record := self._records.get(sid):
-            self._change(record, summary=summary)
+            self._change(record, summary=joined(record.summary, summary))
 
     @contextmanager
     def live(self, sid: str, now: Callable[[], str]) -> Iterator[None]:

@@ -31,6 +31,7 @@ from voicebot.idempotency import Idempotency
 from voicebot.metrics import Metrics
 from voicebot.onward import Onward
 from voicebot.outbound import OutboundCall
+from voicebot.record import Outcome
 from voicebot.store import FINAL_STATUSES, STATUSES, CallRecord, CallStore, Lines
 
 # SIDs are 34 letters and digits; a simulator may make up its own.
@@ -200,7 +201,7 @@ class Switchboard:
         ending = self.onward.ending(call_sid)
         if ending is None:
             return twiml.hang_up_twiml()
-        if ending.kind == "send_digits":
+        if ending.outcome is Outcome.PRESSING_KEYS:
             self.onward.sent(call_sid)
             return self._back(scope, form, str(ending.arguments["digits"]))
         whisper = None

@@ -115,6 +115,11 @@ class PhoneCall:
         [only] = self.recordings
         return only
 
+    @property
+    def streaming(self) -> bool:
+        """Whether there is a media stream now."""
+        return self._stream_away is not None
+
     def go_on_with(self, what: Redirect | list[Verb]) -> None:
         """Leave what is being done, and do this."""
         self._next = what
