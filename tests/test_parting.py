@@ -13,7 +13,7 @@ from tests.test_goodbye import Carrier
 from voicebot import parting
 from voicebot.nursery import run_call
 from voicebot.parting import Ending, Resumption, read_arguments
-from voicebot.ports import Message, ToolCall
+from voicebot.ports import Final, Message, Partial, ToolCall
 from voicebot.record import CallSummary, Outcome
 from voicebot.remote import Remote
 
@@ -185,11 +185,23 @@ async def test_a_machine_that_is_known_from_the_start_hears_the_message_only(
 
 
 async def test_what_a_machine_says_is_no_turn(autojump_clock: Clock) -> None:
-    summary, _, chat, _, _ = await call(
-        ["Never."], ["please leave a message"], [(1.0, 4.0)], leaves=[(2.0, MESSAGE)]
-    )
+    socket, ear, chat = FakeTwilio(stop_at=30.0), FakeEar([]), FakeChat([])
+    remote = Remote()
+    remote.leave_message(MESSAGE)
+
+    async def announce() -> None:
+        await trio.sleep(1.0)
+        ear.push(Partial("the person you are calling"))
+        ear.push(Final("the person you are calling is away", end_of_turn=True))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(announce)
+        call = ports(ear, chat, endpointing="provider")
+        summary = await run_call(socket, call, plan(), remote=remote)
+
     assert chat.requests == []
     assert [turn.heard for turn in summary.turns] == [MESSAGE]
+    assert summary.outcome is Outcome.VOICEMAIL
 
 
 def test_arguments_are_an_object() -> None:
