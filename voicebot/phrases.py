@@ -32,8 +32,9 @@ class Phrases:
 
     def __init__(self, plan: CallPlan) -> None:
         texts = [plan.greeting, *plan.fillers, plan.apology, plan.trouble, plan.farewell]
+        texts += [plan.goodbye, *plan.reprompts, plan.warning, plan.time_up]
         pieces = []
-        for text in [*texts, plan.goodbye]:
+        for text in texts:
             splitter = SentenceSplitter(plan.language)
             pieces += [*splitter.push(text), *splitter.flush()]
         self._sounds: dict[str, bytes | None] = dict.fromkeys(pieces)

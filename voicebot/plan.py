@@ -28,6 +28,12 @@ class Timeouts:
 
     media_s: float = 5.0  # no audio of the caller: the stream is dead, whatever TCP says
     call_s: float = 3_600.0  # a call this long is a forgotten handset; Twilio's own limit is 4 h
+    warning_s: float = 60.0  # before that the caller is warned: time for what matters; 0: never
+    parting_s: float = 15.0  # after it, to say goodbye; then the line is cut in mid-word
+
+    # Nobody says anything. Measured from what was heard; 0: waited for without end.
+    idle_s: float = 12.0  # people who look something up take ten; longer is a forgotten line
+    cough_s: float = 1.5  # of silence after a sound without words: the next is being thought of
 
     # The language model.
     first_token_s: float = 2.5  # of one try: ten times what is usual, and a second fits in
@@ -73,6 +79,9 @@ class CallPlan:
     greeting: str
     apology: str = "Sorry, I did not manage that. Could you say it again, please?"
     fillers: tuple[str, ...] = ("One moment, please.", "I am still here, just a moment.")
+    reprompts: tuple[str, ...] = ("Are you still there?", "Hello? I cannot hear you.")
+    warning: str = "We have one minute left."  # fits `Timeouts.warning_s`
+    time_up: str = "I am sorry, our time is up. Goodbye."
     trouble: str = TROUBLE
     farewell: str = "Sorry, I cannot hear you any more. Please call again. Goodbye."
     goodbye: str = "Goodbye."  # said where the model hangs up without a word
