@@ -1,10 +1,11 @@
 """The life of a call: its nurseries, its scopes, and what ends each of them.
 
     run_call
-      call nursery            owns these six; `_Call.end` ends it
+      call nursery            owns these seven; `_Call.end` ends it
         writer                the only task that sends on the media socket; outlives every turn
         listen scope          socket -> ears -> turn-taking; never waits for a provider
         transcribe            ring of caller audio -> recogniser -> turn-taking
+        keys                  ends entries behind which no other key comes
         clock                 warns that the call gets too long, and ends it
         tools nursery         owns the tools that run; one that must not be torn outlives its turn
         converse              one turn after the other; its own task speaks
@@ -46,6 +47,7 @@ from voicebot.errors import (
 )
 from voicebot.failover import FailoverChat, FailoverVoice
 from voicebot.floor import Bell, Floor
+from voicebot.keypad import Entry, Keypad, asking_tool
 from voicebot.parting import Ending, Resumption
 from voicebot.plan import CallPlan
 from voicebot.playout import Cut, Epoch, Ledger
@@ -165,7 +167,7 @@ async def run_call(
     try:
         latest = call.began + plan.timeouts.call_s + plan.timeouts.parting_s
         with trio.move_on_at(latest) as length:
-            async with trio.open_nursery() as nursery:  # owns the six tasks; `end` ends it
+            async with trio.open_nursery() as nursery:  # owns the seven tasks; `end` ends it
                 call.scope = nursery.cancel_scope
                 outbound_send, outbound_receive = trio.open_memory_channel[_Outbound](0)
                 jobs_send, jobs_receive = trio.open_memory_channel[Run](0)
@@ -175,6 +177,7 @@ async def run_call(
                 nursery.start_soon(call.listen, name=f"listen {sid}")
                 nursery.start_soon(call.transcribe, name=f"transcribe {sid}")
                 nursery.start_soon(call.run_tools, jobs_receive, name=f"tools {sid}")
+                nursery.start_soon(call.take_keys, name=f"keys {sid}")
                 nursery.start_soon(call.watch_clock, name=f"clock {sid}")
                 nursery.start_soon(call.converse, name=f"converse {sid}")
         if length.cancelled_caught:
@@ -252,7 +255,8 @@ class _Call:
         self._ledger = Ledger(plan.pacing)
         self._turns = Turns(plan.endpointing, ports.endpointing, plan.interruption, plan.language)
         numbered = sum(len(message.tool_calls) for message in before.history)
-        self._toolbox = Toolbox(ports.tools, plan.partings, numbered=numbered)
+        asks = (asking_tool(self._expect, plan.keys),) if plan.may_ask_for_keys else ()
+        self._toolbox = Toolbox((*ports.tools, *asks), plan.partings, numbered=numbered)
         self._goes_on = resumption is not None
         self._dialog = Dialog(
             plan.prompt, self._toolbox.offered, plan.context_tokens, before.history
@@ -279,6 +283,8 @@ class _Call:
         )
         self._company = Company(plan, self._voicing.knows)
         self._framer = audio.Framer()
+        self._keypad = Keypad(plan.keys)
+        self._pressed = Bell()
         self._ring = Ring()
         self._fed = Bell()
         self._inbox: list[str] = []  # turns of the caller not answered yet
@@ -385,8 +391,8 @@ class _Call:
                                 self._hear(frame, now)
                         case twilio.Mark(name):
                             self._mark_echoed(name)
-                        case twilio.Dtmf(_):
-                            self._note("dtmf")
+                        case twilio.Dtmf(digit):
+                            self._press(digit)
                         case twilio.Stop():
                             self.end(Outcome.HUNG_UP)
                             return
@@ -412,6 +418,39 @@ class _Call:
         instructions = self._turns.frame(voice, ears.onset_ms, now)
         if not self._message:  # what a machine says is no turn
             self._obey(instructions)
+
+    def _press(self, key: str) -> None:
+        """Take a key: whoever presses one has stopped listening. Synchronous."""
+        now = trio.current_time()
+        self._note("dtmf")  # and not which: it may be secret
+        if self._message or self._giving_up is not None:
+            return
+        if self._ledger.open_epoch is not None or not self._idle:
+            if not self._floor.undecided:
+                self._floor.interrupt()
+                self._journal.interrupted(now, now, self._journal.next_turn - 1)
+            self._floor.decide(True)
+            self._journal.decided(now, True)
+            self.thinker.scope.cancel(reason="key")
+        self._entered(self._keypad.press(key, now))
+        self._pressed.ring()
+
+    def _entered(self, entry: str | None) -> None:
+        """Make keys that are an entry the caller's turn."""
+        if entry is not None:
+            self._settle_guess(right=False)
+            self._floor.given()
+            self._note("end_of_turn")
+            self._inbox.append(entry)
+        self._called.ring()  # whoever keeps company looks again
+
+    async def take_keys(self) -> None:
+        """End entries behind which no other key comes."""
+        while True:
+            with trio.move_on_at(self._keypad.due):
+                await self._pressed.wait()
+            if trio.current_time() >= self._keypad.due:
+                self._entered(self._keypad.expire())
 
     def _mark_echoed(self, name: str) -> None:
         now = trio.current_time()
@@ -451,6 +490,7 @@ class _Call:
                 case WrongGuess():
                     self._settle_guess(right=False)
                 case EndOfTurn(text):
+                    self._keypad.spoken()
                     self._floor.given()
                     self._note("end_of_turn")
                     guessed = self._guess is not None and words_of(self._guess.text)
@@ -479,6 +519,10 @@ class _Call:
         self._dialog.caller_said(guess.text)
         self._begin(guess.reply)
         return True
+
+    def _expect(self, entry: Entry) -> None:
+        self._keypad.expect(entry, trio.current_time())
+        self._pressed.ring()
 
     # The recogniser.
 
@@ -618,13 +662,15 @@ class _Call:
     async def _keep_company(self) -> None:
         """Wait for news of the caller; say something where the silence gets too long before."""
         now = trio.current_time()
-        remark = self._company.remark(
-            now,
-            waiting=self._turns.caller_talking,
-            voice=self._voice,
-            silent_at=self._silent_at,
-            fell=self._fell or 0.0,
-        )
+        remark = None
+        if not self._keypad.busy:
+            remark = self._company.remark(
+                now,
+                waiting=self._turns.caller_talking,
+                voice=self._voice,
+                silent_at=self._silent_at,
+                fell=self._fell or 0.0,
+            )
         if remark is None or now < remark.due:
             self._idle = True
             with trio.move_on_at(math.inf if remark is None else remark.due):
@@ -819,7 +865,7 @@ class _Call:
         result = BROKEN_OFF
         try:
             with job.scope:
-                result = await job.tool.run(job.arguments)
+                result = await job.tool.run(self._keypad.reveal(job.arguments))
             if job.scope.cancelled_caught and not job.broken_off:
                 result = TOO_LATE
                 self._journal.count("tool_failures")

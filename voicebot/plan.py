@@ -8,6 +8,7 @@ from typing import Final
 
 from voicebot import parting
 from voicebot.context import CONTEXT_TOKENS
+from voicebot.keypad import Entry
 from voicebot.parting import Parting
 from voicebot.patience import Endpointing
 from voicebot.playout import Pacing
@@ -88,6 +89,8 @@ class CallPlan:
     may_hang_up: bool = True  # whether the model is offered to end the call
     transferring: str = "I am putting you through."  # said where the model says nothing
     people: Mapping[str, str] = field(default_factory=dict)  # E.164 by name: who takes callers
+    keys: Entry = field(default_factory=Entry)  # that callers press, unless asked otherwise
+    may_ask_for_keys: bool = False  # only bots that want PINs or card numbers have a use for it
     may_send_digits: bool = False  # only who talks to machines has a use for it
     context_tokens: int = CONTEXT_TOKENS  # what the model is shown may cost; see `context.py`
     pacing: Pacing = field(default_factory=Pacing)
