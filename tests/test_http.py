@@ -822,7 +822,7 @@ async def test_simulated_call_over_real_sockets() -> None:
 
 async def test_other_upgrade_is_not_found_over_real_sockets() -> None:
     with trio.fail_after(20):
-        async with on_hypercorn(create_app(load({}))) as url:
+        async with on_hypercorn(create_app(load({"VOICEBOT_DATABASE_URL": ""}))) as url:
             host = url.removeprefix("http://")
             async with await trio.open_tcp_stream("127.0.0.1", int(host.split(":")[1])) as stream:
                 await stream.send_all(
@@ -836,7 +836,7 @@ async def test_other_upgrade_is_not_found_over_real_sockets() -> None:
 async def test_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voicebot.http.BODY_TIMEOUT_S", 0.2)
     with trio.fail_after(20):
-        async with on_hypercorn(create_app(load({}))) as url:
+        async with on_hypercorn(create_app(load({"VOICEBOT_DATABASE_URL": ""}))) as url:
             port = int(url.rpartition(":")[2])
             async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
                 await stream.send_all(

@@ -30,7 +30,7 @@ from werkzeug.exceptions import HTTPException
 from voicebot import __version__, telephony
 from voicebot import log as log_setup
 from voicebot.config import Settings, load
-from voicebot.errors import CallRefused, ConfigError, ProviderError, VoicebotError
+from voicebot.errors import CallRefused, ConfigError, ProviderError, StoreError, VoicebotError
 from voicebot.metrics import CONTENT_TYPE
 from voicebot.service import Service, open_service
 from voicebot.serving import contain
@@ -304,6 +304,10 @@ def _calls(app: App) -> Blueprint:
             more["fields"] = {refusal.field: refusal.message.removeprefix(f"{refusal.field} ")}
         return _error(refusal.status, refusal.message, **more)
 
+    @routes.errorhandler(StoreError)
+    async def unread(exc: StoreError) -> Reply:
+        return _error(503, str(exc))
+
     @routes.post("")
     async def place() -> Reply:
         if request.mimetype != "application/json":
@@ -343,11 +347,16 @@ def _calls(app: App) -> Blueprint:
 
     @routes.get("")
     async def latest() -> Reply:
-        return {"calls": [record.as_json() for record in store.latest(LISTED_CALLS)]}, 200
+        archive = app.service.archive if app.service is not None else None
+        known = store.latest(LISTED_CALLS)
+        if archive is not None:
+            known = await archive.latest(LISTED_CALLS)
+        return {"calls": [record.as_json(brief=True) for record in known]}, 200
 
     @routes.get("/<sid>")
     async def one(sid: str) -> Reply:
-        record = store.get(sid)
+        archive = app.service.archive if app.service is not None else None
+        record = store.get(sid) if archive is None else await archive.get(sid)
         return _error(404, "no such call") if record is None else (record.as_json(), 200)
 
     @routes.post("/<sid>/hangup")

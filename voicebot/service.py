@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from voicebot import log, telephony, twilio, ws
+from voicebot.archive import Archive, open_archive
 from voicebot.config import Settings
 from voicebot.nursery import run_call
 from voicebot.parts import open_ports
 from voicebot.phrases import open_phrases
 from voicebot.plan import CONNECTING, CallPlan
 from voicebot.ports import Ports
-from voicebot.record import CallSummary
-from voicebot.switchboard import Switchboard
+from voicebot.record import CallSummary, TurnRecord
+from voicebot.switchboard import Switchboard, wall_clock
 from voicebot.telephony import Telephony
 
 
@@ -26,6 +27,7 @@ class Service:
     serve_media: Callable[[ws.Scope, ws.Receive, ws.Send], Awaitable[None]]  # raw ASGI
     telephony: Telephony | None = None  # None without a Twilio account
     warm: Callable[[], None] = lambda: None  # a call is to be expected; see `Ports`
+    archive: Archive | None = None  # None: records are kept as long as the process
 
 
 @asynccontextmanager
@@ -35,8 +37,13 @@ async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
     Raises:
         MissingPart: an embedded part is not installed.
         ProviderError: an embedded part does not start.
+        StoreError: the database cannot be opened.
     """
     async with AsyncExitStack() as stack:
+        # First, because it is open until every call has ended.
+        archive = await stack.enter_async_context(
+            open_archive(board.settings, board.store, board.metrics)
+        )
         phone = None
         if board.settings.telephony:
             phone = await stack.enter_async_context(telephony.open_telephony(board.settings))
@@ -47,7 +54,7 @@ async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
         if phone is not None:
             ports = replace(ports, hang_up=phone.end_call, hand_over=phone.hand_over)
         calls = _Calls(board, ports, plan)
-        yield Service(serve_media=calls.serve_media, telephony=phone, warm=ports.warm)
+        yield Service(calls.serve_media, phone, ports.warm, archive)
 
 
 class _Calls:
@@ -74,12 +81,19 @@ class _Calls:
             log.call_sid.set(sid)  # before the call starts a task: tasks inherit it
             self._ports.warm()
 
+            unfinished: list[TurnRecord] = []  # turns of which a tool still runs
+
+            def turn_over(turn: TurnRecord) -> None:
+                turns = [*unfinished, turn]
+                unfinished[:] = [t for t in turns if any(tool.ended is None for tool in t.tools)]
+                self._board.store.turns_over(sid, [asdict(t) for t in turns], at=wall_clock())
+
             def record(summary: CallSummary) -> None:
                 self._board.store.summarise(sid, summary.as_json())
                 self._board.metrics.call_over(summary)
 
-            with self._board.live(sid):
-                await run_call(socket, self._ports, self._plan, on_end=record)
+            with self._board.live(sid, socket.start.parameters):
+                await run_call(socket, self._ports, self._plan, on_end=record, on_turn=turn_over)
 
     def _authenticate(self, start: twilio.Start) -> None:
         token = start.parameters.get(telephony.TOKEN_PARAMETER, "")

@@ -1,8 +1,7 @@
 """Records of calls, and the lines and one-time tokens that let a media stream in.
 
-Synchronous, in memory, bounded. It is not persistent yet: a restart forgets every record and
-token, and two processes do not agree. A store that outlives the process comes with an issue of
-its own and keeps these two classes' methods.
+Synchronous, in memory, bounded: a call and a webhook never wait for it. Whoever follows a
+`CallStore` is told every change in the same step; `archive.py` writes them to the database.
 
 Invariants of `Lines`:
 - a call has at most one token, ever: the same webhook again is told the same token, also after
@@ -15,58 +14,17 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from voicebot.call_record import FINAL_STATUSES, CallRecord, Direction
 from voicebot.errors import CallRefused
 
-FINAL_STATUSES: Final = frozenset({"completed", "busy", "failed", "no-answer", "canceled"})
-STATUSES: Final = FINAL_STATUSES | {"queued", "initiated", "ringing", "in-progress"}
-
-Direction = Literal["inbound", "outbound"]
-
-
-@dataclass(frozen=True, slots=True)
-class CallRecord:
-    """What is known of one call.
-
-    Units: the times are wall clock, ISO 8601 with offset. `sequence` is the `SequenceNumber`
-    of the status callback that `status` comes from, -1 before the first.
-    """
-
-    sid: str
-    direction: Direction
-    from_: str = field(repr=False)  # a person's number does not get into a log by a repr
-    to: str = field(repr=False)
-    status: str
-    created_at: str
-    updated_at: str
-    ended_at: str | None = None
-    duration_s: int | None = None
-    sequence: int = -1
-    stream: str | None = None  # the last StreamEvent, for example "stream-started"
-    stream_error: str | None = None
-    summary: Mapping[str, Any] | None = field(default=None, repr=False)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the record as the calls API shows it."""
-        return {
-            "call_sid": self.sid,
-            "direction": self.direction,
-            "from": self.from_,
-            "to": self.to,
-            "status": self.status,
-            "created_at": self.created_at,
-            "updated_at": self.updated_at,
-            "ended_at": self.ended_at,
-            "duration_s": self.duration_s,
-            "stream": self.stream,
-            "stream_error": self.stream_error,
-            "summary": self.summary,
-        }
+#: Is told a record that has changed, and which turns of it are new or different.
+Follower = Callable[[CallRecord, Sequence[Mapping[str, Any]]], None]
 
 
 class CallStore:
@@ -77,12 +35,36 @@ class CallStore:
 
     def __init__(self, keep: int = 1000) -> None:
         """`keep`: a thousand records are some 2 MB, and days of calls of a small office."""
+        self.process: Final = secrets.token_hex(8)  # who holds the live calls of this store
         self._keep = keep
         self._records: dict[str, CallRecord] = {}  # in order of creation
         self._live: set[str] = set()
+        self._follower: Follower = lambda record, turns: None
+
+    @contextmanager
+    def followed(self, follower: Follower) -> Iterator[None]:
+        """Tell the follower of every change while the block runs; it must be quick."""
+        before, self._follower = self._follower, follower
+        try:
+            yield
+        finally:
+            self._follower = before
+
+    @property
+    def live_calls(self) -> int:
+        """How many engines run."""
+        return len(self._live)
 
     def open(
-        self, sid: str, *, at: str, direction: Direction, from_: str, to: str, status: str
+        self,
+        sid: str,
+        *,
+        at: str,
+        direction: Direction,
+        from_: str,
+        to: str,
+        status: str,
+        metadata: Mapping[str, Any] | None = None,
     ) -> CallRecord:
         """Return the record of a call, made now if it is new.
 
@@ -91,10 +73,16 @@ class CallStore:
         """
         known = self._records.get(sid)
         if known is None:
-            known = CallRecord(sid, direction, from_, to, status, created_at=at, updated_at=at)
+            known = CallRecord(
+                sid, direction, from_, to, status, created_at=at, updated_at=at, metadata=metadata
+            )
             self._put(known)
         elif known.status == "queued":
-            known = self._change(known, status=status, updated_at=at)
+            known = self._change(
+                known, status=status, updated_at=at, metadata=metadata or known.metadata
+            )
+        elif metadata is not None:  # the webhook came before Twilio's answer to the dialling
+            known = self._change(known, metadata=metadata)
         return known
 
     def status(
@@ -126,21 +114,42 @@ class CallStore:
                 record, stream=event, stream_error=error or record.stream_error, updated_at=at
             )
 
+    def answered_by(self, sid: str, *, at: str, who: str) -> None:
+        """Take what answering-machine detection says."""
+        if record := self._records.get(sid):
+            self._change(record, answered_by=who, updated_at=at)
+
+    def turns_over(self, sid: str, turns: Sequence[Mapping[str, Any]], *, at: str) -> None:
+        """Take turns that are over, or of which more is known, as plain values."""
+        if record := self._records.get(sid):
+            known = {turn["number"]: turn for turn in (*record.turns, *turns)}
+            self._change(record, turns, turns=tuple(known.values()), updated_at=at)
+
     def summarise(self, sid: str, summary: Mapping[str, Any]) -> None:
         """Attach what the engine says of the call it has just finished."""
         if record := self._records.get(sid):
-            self._change(record, summary=summary)
+            turns, outcome = summary.get("turns", ()), summary.get("outcome")
+            self._change(record, turns, summary=summary, outcome=outcome, turns=())
 
     @contextmanager
-    def live(self, sid: str, now: Callable[[], str]) -> Iterator[None]:
+    def live(
+        self, sid: str, now: Callable[[], str], parameters: Mapping[str, str] | None = None
+    ) -> Iterator[None]:
         """Keep the record and show the call as in progress while its engine runs.
 
         Twilio's own final status, if there is one, stands.
         """
         self._live.add(sid)
         record = self._records.get(sid)
-        if record is not None and record.status not in FINAL_STATUSES:
-            self._change(record, status="in-progress", updated_at=now())
+        if record is not None:
+            status = record.status if record.status in FINAL_STATUSES else "in-progress"
+            self._change(
+                record,
+                status=status,
+                updated_at=now(),
+                process=self.process,
+                parameters=parameters or record.parameters,
+            )
         try:
             yield
         finally:
@@ -159,12 +168,16 @@ class CallStore:
         """Return the newest records, the newest first."""
         return list(self._records.values())[: -count - 1 : -1]
 
-    def _change(self, record: CallRecord, **changes: Any) -> CallRecord:
+    def _change(
+        self, record: CallRecord, news: Sequence[Mapping[str, Any]] = (), /, **changes: Any
+    ) -> CallRecord:
         changed = self._records[record.sid] = replace(record, **changes)
+        self._follower(changed, news)
         return changed
 
     def _put(self, record: CallRecord) -> None:
         self._records[record.sid] = record
+        self._follower(record, ())
         if len(self._records) - len(self._live) > self._keep:
             # Oldest first; only live calls, of which there are few, are skipped.
             del self._records[next(sid for sid in self._records if sid not in self._live)]

@@ -1,0 +1,108 @@
+"""What is known of a call as a whole, and how two accounts of the same call become one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+FINAL_STATUSES: Final = frozenset({"completed", "busy", "failed", "no-answer", "canceled"})
+STATUSES: Final = FINAL_STATUSES | {"queued", "initiated", "ringing", "in-progress"}
+#: Outcome of a call whose process went away in the middle of it; what it was is not known.
+LOST: Final = "lost"
+
+Direction = Literal["inbound", "outbound"]
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """What is known of one call.
+
+    Units: the times are wall clock, ISO 8601 with offset. `sequence` is the `SequenceNumber`
+    of the status callback that `status` comes from, -1 before the first. `status` is the
+    telephone's word and `outcome` the engine's (`record.Outcome`, or `LOST`), which is there once
+    the conversation is over. `turns` are those of a conversation that is not over, or was lost;
+    then `summary` has them all.
+    """
+
+    sid: str
+    direction: Direction
+    from_: str = field(repr=False)  # a person's number does not get into a log by a repr
+    to: str = field(repr=False)
+    status: str
+    created_at: str
+    updated_at: str
+    ended_at: str | None = None
+    duration_s: int | None = None
+    sequence: int = -1
+    stream: str | None = None  # the last StreamEvent, for example "stream-started"
+    stream_error: str | None = None
+    summary: Mapping[str, Any] | None = field(default=None, repr=False)
+    turns: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    outcome: str | None = None
+    process: str | None = None  # that holds, or held, the conversation
+    answered_by: str | None = None  # what answering-machine detection says
+    metadata: Mapping[str, Any] | None = field(default=None, repr=False)  # of whoever placed it
+    parameters: Mapping[str, str] | None = field(default=None, repr=False)  # of the stream's start
+
+    def as_json(self, *, brief: bool = False) -> dict[str, Any]:
+        """Return the record as the calls API shows it; `brief`: as in a list of many."""
+        summary, turns = self.summary, self.turns
+        if summary is not None:
+            turns = summary.get("turns", ())
+            if brief:
+                large = {"turns", "timeline", "barge_ins"}
+                summary = {name: value for name, value in summary.items() if name not in large}
+        return {
+            "call_sid": self.sid,
+            "direction": self.direction,
+            "from": self.from_,
+            "to": self.to,
+            "status": self.status,
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+            "ended_at": self.ended_at,
+            "duration_s": self.duration_s,
+            "stream": self.stream,
+            "stream_error": self.stream_error,
+            "outcome": self.outcome,
+            "answered_by": self.answered_by,
+            "metadata": self.metadata,
+            "parameters": self.parameters,
+            "process": self.process,
+            "turns": turns,
+            "summary": summary,
+        }
+
+
+def merge(known: CallRecord, news: CallRecord) -> CallRecord:
+    """Return a call as it is known, with what another account of it adds.
+
+    Accounts come late, twice, from several processes, or from one that has forgotten the call;
+    whatever their order, nothing that is known is lost. A final status stands. An engine that
+    ended after all knows better than whoever gave it up for lost.
+    """
+    settled = known.status in FINAL_STATUSES and news.status not in FINAL_STATUSES
+    newer = news.sequence >= known.sequence and not settled
+    turns = {turn["number"]: turn for turn in (*known.turns, *news.turns)}
+    return replace(
+        known,
+        direction=known.direction if known.from_ else news.direction,
+        from_=known.from_ or news.from_,
+        to=known.to or news.to,
+        status=news.status if newer else known.status,
+        sequence=max(known.sequence, news.sequence),
+        created_at=min(known.created_at, news.created_at),
+        updated_at=max(known.updated_at, news.updated_at),
+        ended_at=known.ended_at or news.ended_at,
+        duration_s=known.duration_s if news.duration_s is None else news.duration_s,
+        stream=news.stream or known.stream,
+        stream_error=news.stream_error or known.stream_error,
+        summary=news.summary or known.summary,
+        turns=tuple(turns[number] for number in sorted(turns)),
+        outcome=news.outcome or known.outcome,
+        process=news.process or known.process,
+        answered_by=news.answered_by or known.answered_by,
+        metadata=news.metadata or known.metadata,
+        parameters=news.parameters or known.parameters,
+    )
