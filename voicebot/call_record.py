@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 FINAL_STATUSES: Final = frozenset({"completed", "busy", "failed", "no-answer", "canceled"})
-STATUSES: Final = FINAL_STATUSES | {"queued", "initiated", "ringing", "in-progress"}
+_BEFORE: Final = ("queued", "initiated", "ringing", "in-progress")  # in the order they come in
+STATUSES: Final = FINAL_STATUSES | set(_BEFORE)
 #: Outcome of a call whose process went away in the middle of it; what it was is not known.
 LOST: Final = "lost"
 
@@ -82,15 +83,13 @@ def merge(known: CallRecord, news: CallRecord) -> CallRecord:
     whatever their order, nothing that is known is lost. A final status stands. An engine that
     ended after all knows better than whoever gave it up for lost.
     """
-    settled = known.status in FINAL_STATUSES and news.status not in FINAL_STATUSES
-    newer = news.sequence >= known.sequence and not settled
     turns = {turn["number"]: turn for turn in (*known.turns, *news.turns)}
     return replace(
         known,
         direction=known.direction if known.from_ else news.direction,
         from_=known.from_ or news.from_,
         to=known.to or news.to,
-        status=news.status if newer else known.status,
+        status=max(news, known, key=_how_late).status,
         sequence=max(known.sequence, news.sequence),
         created_at=min(known.created_at, news.created_at),
         updated_at=max(known.updated_at, news.updated_at),
@@ -106,3 +105,9 @@ def merge(known: CallRecord, news: CallRecord) -> CallRecord:
         metadata=news.metadata or known.metadata,
         parameters=news.parameters or known.parameters,
     )
+
+
+def _how_late(record: CallRecord) -> tuple[bool, int, int]:
+    """Order accounts by their status. Without callbacks only the status itself tells."""
+    final = record.status in FINAL_STATUSES
+    return final, record.sequence, len(_BEFORE) if final else _BEFORE.index(record.status)

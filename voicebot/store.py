@@ -97,6 +97,8 @@ class CallStore:
         record = self._records.get(sid)
         if record is None or sequence <= record.sequence:
             return
+        if record.status in FINAL_STATUSES and status not in FINAL_STATUSES:
+            return  # late: the engine has ended, and said so
         ended_at = at if status in FINAL_STATUSES else None
         self._change(
             record,
