@@ -220,6 +220,51 @@ async def test_a_server_does_not_wait_longer_than_it_says_for_the_last_records(
     assert process.metric("records_dropped") == 1
 
 
+async def test_a_database_that_hangs_at_the_end_is_left_behind(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(archives, "FLUSH_S", 0.1)
+    let_go = threading.Event()
+    process = Process(url)
+    try:
+        async with process.running():
+            await process.written()
+            monkeypatch.setattr(Database, "write", lambda self, news: let_go.wait(10))
+            process.open("CA1")
+            began = trio.current_time()
+        assert trio.current_time() - began < 5
+    finally:
+        let_go.set()
+
+    assert "record_dropped" in caplog.messages
+
+
+async def test_a_process_says_that_it_lives_however_much_there_is_to_write(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "BEAT_S", 0.01)
+    beats, beat, write = list[str](), Database.beat, Database.write
+
+    def counted(self: Database, process: str) -> list[str]:
+        beats.append(process)
+        return beat(self, process)
+
+    def more_and_more(self: Database, news: Any) -> None:
+        write(self, news)
+        trio.from_thread.run_sync(process.open, f"CA{len(beats)}")
+
+    monkeypatch.setattr(Database, "beat", counted)
+    process = Process(url)
+    async with process.running():
+        monkeypatch.setattr(Database, "write", more_and_more)
+        process.open("CA0")
+        while len(beats) < 5:  # noqa: ASYNC110  # a thread does it
+            await trio.sleep(0.005)
+        monkeypatch.setattr(Database, "write", write)
+
+    assert set(beats) == {process.store.process}
+
+
 async def test_too_many_waiting_calls_are_dropped_loudly_the_longest_waiting_first(
     url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -88,6 +88,17 @@ def test_whatever_was_said_can_be_written(text: str, value: Any, words: Any) -> 
     assert "\\u0000" not in written
 
 
+def test_what_no_database_takes_is_made_to_fit() -> None:
+    odd = {"a\0": "b\0\ud800", "c": float("nan"), "d": (True, None, 1.5), "e": Redaction}
+
+    assert Redaction().record(record(metadata=odd)).metadata == {
+        "a": "b?",
+        "c": None,
+        "d": [True, None, 1.5],
+        "e": str(Redaction),
+    }
+
+
 def test_settings_by_name() -> None:
     settings = load({"VOICEBOT_REDACTION__WORDS": "none", "VOICEBOT_RETENTION__DAYS": "7"})
     assert (settings.redaction.words, settings.retention.days) == ("none", 7)

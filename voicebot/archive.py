@@ -16,6 +16,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
@@ -115,7 +116,8 @@ class Archive:
         self._retry_s = retry_s
         self._pending: dict[str, News] = {}  # what has waited longest comes first
         self._told = Bell()
-        self._beat_at = self._expire_at = -1.0
+        self._beat_at = self._expire_at = -inf
+        self._finishing = False
 
     # --- Writing
 
@@ -147,7 +149,7 @@ class Archive:
         while True:
             try:
                 await self._look_after()
-                while self._pending:
+                if self._pending:
                     await self._write_some()
                 pause = self._retry_s[0]
             except Exception as exc:  # whatever it is, later calls are to be written as well
@@ -155,9 +157,11 @@ class Archive:
                 await trio.sleep(pause)
                 pause = min(pause * 2, self._retry_s[1])
                 continue
-            with trio.move_on_at(self._beat_at + BEAT_S):
-                await self._told.wait()
-                await trio.sleep(GATHER_S)
+            if len(self._pending) < BATCH_CALLS:
+                with trio.move_on_at(self._beat_at + BEAT_S):
+                    if not self._pending:
+                        await self._told.wait()
+                    await trio.sleep(GATHER_S)
 
     def _failed(self, exc: Exception, pause: float) -> None:
         self._metrics.database_failures.inc()
@@ -229,10 +233,17 @@ class Archive:
         )
 
     async def _in_thread(self, sync: Callable[..., T], *args: Any) -> T:
-        return await trio.to_thread.run_sync(sync, *args, limiter=self._writing)
+        # A write that is given up may still happen, and overtake: only where none comes after it.
+        return await trio.to_thread.run_sync(
+            sync, *args, abandon_on_cancel=self._finishing, limiter=self._writing
+        )
 
     async def finish(self) -> None:
-        """Write until nothing is left and no call lives; then say that this process ends."""
+        """Write until nothing is left and no call lives; then say that this process ends.
+
+        Cancellation: at once; a thread that hangs is left behind.
+        """
+        self._finishing = True
         while self._pending or self._store.live_calls:
             try:
                 while self._pending:

@@ -171,3 +171,18 @@ class Journal:
     def count(self, what: str, amount: float = 1) -> None:
         """Add to a counter."""
         self.counts[what] = self.counts.get(what, 0) + amount
+
+
+def tell_turns(tell: Callable[[list[dict[str, Any]]], None]) -> Callable[[TurnRecord], None]:
+    """Return what takes each turn when it is over, and tells of it as plain values.
+
+    A tool may return after its turn: such a turn is told again with the next ones.
+    """
+    unfinished: list[TurnRecord] = []
+
+    def turn_over(turn: TurnRecord) -> None:
+        turns = [*unfinished, turn]
+        unfinished[:] = [t for t in turns if any(tool.ended is None for tool in t.tools)]
+        tell([asdict(t) for t in turns])
+
+    return turn_over

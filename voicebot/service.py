@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from voicebot import log, telephony, twilio, ws
@@ -15,7 +15,7 @@ from voicebot.parts import open_ports
 from voicebot.phrases import open_phrases
 from voicebot.plan import CONNECTING, CallPlan
 from voicebot.ports import Ports
-from voicebot.record import CallSummary, TurnRecord
+from voicebot.record import CallSummary, tell_turns
 from voicebot.switchboard import Switchboard, wall_clock
 from voicebot.telephony import Telephony
 
@@ -81,19 +81,17 @@ class _Calls:
             log.call_sid.set(sid)  # before the call starts a task: tasks inherit it
             self._ports.warm()
 
-            unfinished: list[TurnRecord] = []  # turns of which a tool still runs
-
-            def turn_over(turn: TurnRecord) -> None:
-                turns = [*unfinished, turn]
-                unfinished[:] = [t for t in turns if any(tool.ended is None for tool in t.tools)]
-                self._board.store.turns_over(sid, [asdict(t) for t in turns], at=wall_clock())
+            def tell(turns: list[dict[str, Any]]) -> None:
+                self._board.store.turns_over(sid, turns, at=wall_clock())
 
             def record(summary: CallSummary) -> None:
                 self._board.store.summarise(sid, summary.as_json())
                 self._board.metrics.call_over(summary)
 
             with self._board.live(sid, socket.start.parameters):
-                await run_call(socket, self._ports, self._plan, on_end=record, on_turn=turn_over)
+                await run_call(
+                    socket, self._ports, self._plan, on_end=record, on_turn=tell_turns(tell)
+                )
 
     def _authenticate(self, start: twilio.Start) -> None:
         token = start.parameters.get(telephony.TOKEN_PARAMETER, "")
