@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from sqlalchemy.exc import DataError, OperationalError
 
 from tests.databases import database_url, moment, postgres_server, record, summary, tool, turn
@@ -112,23 +113,26 @@ async def test_what_is_left_is_written_at_the_end(url: str) -> None:
     assert len(read(url)) == 120
 
 
-async def test_a_call_that_is_cancelled_with_the_server_is_written(url: str) -> None:
+async def test_a_call_that_ends_after_the_server_is_waited_for(url: str) -> None:
     process = Process(url)
-    with trio.CancelScope() as scope:
-        async with process.running():
-            process.open("CA1")
-            async with trio.open_nursery() as nursery:
+    closed = trio.Event()
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
 
-                async def call(task_status: trio.TaskStatus[None]) -> None:
-                    with process.store.live("CA1", lambda: moment(1)):
-                        task_status.started()
-                        try:
-                            await trio.sleep_forever()
-                        finally:
-                            process.store.summarise("CA1", summary(outcome="cancelled"))
+            async def call(task_status: trio.TaskStatus[None]) -> None:
+                with process.store.live("CA1", lambda: moment(1)):
+                    task_status.started()
+                    await closed.wait()
+                    await trio.testing.wait_all_tasks_blocked()
+                    process.store.summarise("CA1", summary(outcome="cancelled"))
 
-                await nursery.start(call)
-                scope.cancel(reason="second signal")
+            with trio.CancelScope() as scope:
+                async with process.running():
+                    process.open("CA1")
+                    await nursery.start(call)
+                    await process.written()
+                    closed.set()
+                    scope.cancel(reason="second signal")
 
     assert read(url)["CA1"].outcome == "cancelled"
 

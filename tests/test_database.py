@@ -286,7 +286,7 @@ def test_the_head_that_the_program_names_is_the_head_there_is() -> None:
 
 def test_many_may_open_a_new_database_at_once(database_url: str) -> None:
     failures: list[Exception] = []
-    start = threading.Barrier(4)
+    start = threading.Barrier(8)
 
     def open_it() -> None:
         start.wait(10)
@@ -295,7 +295,7 @@ def test_many_may_open_a_new_database_at_once(database_url: str) -> None:
         except Exception as exc:
             failures.append(exc)
 
-    threads = [threading.Thread(target=open_it) for _ in range(4)]
+    threads = [threading.Thread(target=open_it) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
