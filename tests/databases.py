@@ -45,6 +45,8 @@ def record(sid: str = "CA1", at: int = 0, **fields: Any) -> CallRecord:
         "updated_at": moment(at),
         **fields,
     }
+    if given.get("process"):  # it has, or had, a stream
+        given = {"streams": 1, "live": given.get("outcome") is None, **given}
     return CallRecord(sid, **given)
 
 

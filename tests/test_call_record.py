@@ -20,9 +20,10 @@ ACCOUNTS = st.builds(
     sequence=st.integers(-1, 4),
     ended_at=st.sampled_from([None, moment(50)]),
     duration_s=st.sampled_from([None, 12]),
-    outcome=st.sampled_from([None, "hung_up"]),
-    process=st.sampled_from([None, "p1"]),
-    metadata=st.sampled_from([None, {"a": 1}]),
+    outcome=st.sampled_from([None, LOST, "hung_up"]),
+    live=st.booleans(),
+    streams=st.integers(0, 2),
+    metadata=st.sampled_from([{}, {"a": 1}]),
     turns=st.sampled_from([(), (turn(0),), (turn(0), turn(1)), (turn(1),)]),
     summary=st.sampled_from([None, summary(turn(0), turn(1))]),
 )
@@ -35,16 +36,23 @@ def test_nothing_that_one_of_them_knows_is_lost_in_any_order(accounts: list[Call
         for account in order[1:]:
             whole = merge(whole, account)
 
-        for name in ("ended_at", "duration_s", "outcome", "process", "metadata", "summary"):
-            known = [getattr(a, name) for a in accounts if getattr(a, name) is not None]
-            assert getattr(whole, name) == (known[0] if known else None), name
-        assert {t["number"] for t in whole.turns} == {
-            t["number"] for account in accounts for t in account.turns
-        }
+        for name in ("ended_at", "duration_s", "metadata", "summary"):
+            known = [getattr(a, name) for a in accounts if getattr(a, name)]
+            assert (getattr(whole, name) or None) == (known[0] if known else None), name
+        told = whole.as_json()["turns"]
+        assert sorted(t["number"] for t in told) == sorted(
+            {t["number"] for account in accounts for t in account.as_json()["turns"]}
+        )
+        last = max(a.streams for a in accounts)
+        of_last = [a for a in accounts if a.streams == last]
+        assert whole.live == all(a.live for a in of_last)
+        ends = {a.outcome for a in of_last if not a.live} - {None}
+        if not whole.live:
+            assert whole.outcome in (ends - {LOST} or ends or {None})
         assert whole.created_at == min(a.created_at for a in accounts)
         if {a.status for a in accounts} & FINAL_STATUSES:
             assert whole.status in FINAL_STATUSES
-        assert merge(whole, whole) == whole
+        assert merge(whole, whole).as_json() == whole.as_json()
 
 
 def test_a_later_status_counts_and_a_final_one_stands() -> None:
@@ -60,10 +68,21 @@ def test_a_later_status_counts_and_a_final_one_stands() -> None:
 
 
 def test_lost_is_what_is_known_until_better_is_known() -> None:
-    lost = record(outcome=LOST)
+    lost = record(process="p1", outcome=LOST)
 
-    assert merge(lost, record()).outcome == LOST
-    assert merge(lost, record(outcome="hung_up")).outcome == "hung_up"
+    assert merge(lost, record()).outcome == LOST  # whoever has forgotten the call
+    assert merge(lost, record(process="p1")).outcome == LOST  # whoever was given up
+    assert merge(lost, record(process="p1", outcome="hung_up")).outcome == "hung_up"
+
+
+def test_a_call_that_comes_back_is_live_again() -> None:
+    away = record(process="p1", outcome="pressing_keys", summary=summary(turn(0)))
+    back = replace(away, outcome=None, live=True, streams=2, turns=(turn(1),))
+
+    whole = merge(away, back)
+    assert (whole.live, whole.outcome) == (True, None)
+    assert merge(back, away) == whole
+    assert [t["number"] for t in whole.as_json()["turns"]] == [0, 1]
 
 
 def test_a_list_has_no_timelines_and_a_call_is_whole() -> None:

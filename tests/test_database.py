@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import OperationalError
 
 from tests.databases import database_url, moment, postgres_server, record, summary, tool, turn
@@ -81,6 +81,19 @@ def test_a_whole_call_is_read_as_it_was_written(database: Database) -> None:
     assert database.get("CA1") == whole
     assert database.get("CA2") is None
     assert [r.outcome for r in database.every()] == ["hung_up"]
+
+
+def test_a_call_that_has_come_back_has_the_turns_of_both_streams(database: Database) -> None:
+    first, second = turn(0, heard="Hello."), turn(1, heard="I am back.")
+    away = record(process="p1", outcome="pressing_keys", summary=summary(first))
+    database.write([news(away, first)])
+    back = record(process="p1", streams=2, live=True, summary=summary(first), turns=(second,))
+    database.write([news(back, second)])
+
+    found = database.get("CA1")
+
+    assert found == back
+    assert database.leave("p1") == ["CA1"]
 
 
 def test_an_unfinished_call_has_its_turns_so_far(database: Database) -> None:
@@ -247,7 +260,7 @@ def test_old_calls_go_with_their_turns_and_tools_and_unfinished_ones_stay(
 ) -> None:
     monkeypatch.setattr("voicebot.database.EXPIRED_AT_ONCE", 3)
     old = "2020-01-01T00:00:00.000+00:00"
-    over: dict[str, Any] = {"created_at": old, "ended_at": old, "status": "completed"}
+    over: dict[str, Any] = {"created_at": old, "outcome": "hung_up", "status": "completed"}
     calls = [record(f"CA{n}", process="p1", **over) for n in range(5)]
     calls += [record("CAlive", process="p1", created_at=old), record("CAnew", ended_at=moment(5))]
     database.write([news(each, turn(0, tools=[tool()])) for each in calls])
@@ -325,18 +338,12 @@ def test_a_reader_makes_and_changes_nothing(database_url: str, tmp_path: Path) -
 
 
 def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
-    engine = open_database(f"sqlite:///{tmp_path}/calls.db").engine
-    with engine.begin() as connection:
-        connection.execute(insert(schema.calls).values(_minimal()))
-        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
-    engine.dispose()
+    database = open_database(f"sqlite:///{tmp_path}/calls.db")
+    database.write([news(record())])
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    database.engine.dispose()
 
     assert modes == dict.fromkeys(("calls.db", "calls.db-wal", "calls.db-shm"), 0o600)
-
-
-def _minimal() -> dict[str, Any]:
-    fields = {"from_number": "", "to_number": "", "direction": "inbound", "status": "queued"}
-    return {**fields, "sid": "CA1", "sequence": 0, "created_at": moment(0), "updated_at": moment(0)}
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from tests.fakes import CHAR, FakeChat, FakeEar, FakeTwilio, FakeVoice, plan, po
 from voicebot import twilio
 from voicebot.context import REQUEST_TOKENS, message_tokens, tool_tokens
 from voicebot.nursery import run_call
+from voicebot.parting import hang_up
 from voicebot.ports import Message
 from voicebot.record import Outcome
-from voicebot.toolbox import HANG_UP_TOOL
 
 
 async def test_greeting_is_heard_to_its_end_and_the_call_ends_with_stop(
@@ -93,7 +93,7 @@ async def test_the_oldest_exchanges_are_not_shown_to_the_model(
     ear, chat = FakeEar(["one", "two", "three"]), FakeChat(["y" * 60] * 3)
 
     prompt = message_tokens(Message("system", plan().prompt))
-    fixed = REQUEST_TOKENS + prompt + tool_tokens(HANG_UP_TOOL)
+    fixed = REQUEST_TOKENS + prompt + tool_tokens(hang_up("").tool)
     room = 60  # for an exchange and a question; two exchanges and a question are over 70
 
     await run_call(socket, ports(ear, chat), plan(context_tokens=fixed + room))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
+import textwrap
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,12 +15,14 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from voicebot import service
 from voicebot.config import load
 from voicebot.errors import MissingPart, ProviderRejected
 from voicebot.local import weights
 from voicebot.local.speech import LocalSpeech
 from voicebot.parts import open_ports
 from voicebot.standins import open_standins
+from voicebot.switchboard import Switchboard
 from voicebot.tries import Alternatives, Retrying
 
 
@@ -141,3 +147,46 @@ async def test_embedded_speech_stands_in_behind_the_keys(monkeypatch: pytest.Mon
                 assert isinstance(order(ports.synthesizer)[-1], LocalSpeech)
                 assert ports.endpointing == "provider"
             await standins.wait_closed()
+
+
+def test_the_first_answer_of_a_process_waits_for_no_library() -> None:
+    program = textwrap.dedent("""
+        import sys, trio
+        from voicebot.config import load
+        from voicebot.parts import open_ports
+        from voicebot.ports import Message
+        from voicebot.standins import open_standins
+
+        async def main():
+            async with open_standins() as standins:
+                environ = {**standins.environment(), "PUBLIC_URL": "https://bot.example"}
+                async with open_ports(load(environ)) as ports:
+                    before = set(sys.modules)
+                    async with ports.chat.first.open_reply([Message("user", "hello")]) as answer:
+                        assert [delta async for delta in answer]
+                    print(*(name for name in set(sys.modules) - before if "encodings" not in name))
+
+        trio.run(main)
+    """)
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert set(loaded.stdout.split()) <= {"stringprep"}  # for the name of the host
+
+
+async def test_what_is_there_when_the_service_of_a_process_is_open_is_searched_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @asynccontextmanager
+    async def open_nothing(board: Switchboard) -> AsyncGenerator[service.Service]:
+        async def serve_media(*of_asgi: object) -> None:
+            """Take no call."""
+
+        yield service.Service(serve_media)
+
+    monkeypatch.setattr(service, "open_service", open_nothing)
+    try:
+        async with service.open_sole_service(Switchboard(load({}))):
+            assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()  # there are other tests in this process

@@ -13,21 +13,21 @@ from werkzeug.datastructures import MultiDict
 from tests.twilio_rest import ACCOUNT_SID, CALL_SID, open_fake_twilio
 from voicebot.config import Settings, load
 from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
+from voicebot.outbound import OutboundCall, read_call
 from voicebot.plan import CONNECTING, TROUBLE
 from voicebot.standins.script import Canned
 from voicebot.standins.twilio import RestConduct, open_twilio
 from voicebot.telephony import (
     call_command,
-    check_call,
     explain,
     open_telephony,
-    parting_twiml,
     signature_ok,
-    stream_twiml,
 )
+from voicebot.twiml import parting_twiml, stream_twiml
 
 AUTH_TOKEN = "planted-secret-0123456789"
 TO, FROM = "+15550100123", "+15550100456"
+CALL = OutboundCall(TO, FROM)
 
 
 def settings_for(api_url: str = "http://127.0.0.1:9", **more: str) -> Settings:
@@ -158,7 +158,7 @@ async def test_placed_call_asks_twilio_for_everything() -> None:
     with trio.fail_after(10):
         async with open_fake_twilio() as twilio:
             async with open_telephony(settings_for(twilio.url)) as telephony:
-                call = await telephony.place_call(TO, FROM)
+                call = await telephony.place_call(CALL)
 
     assert (call.sid, call.status) == (CALL_SID, "queued")
     (asked,) = twilio.asked
@@ -183,7 +183,7 @@ async def test_life_of_a_call_at_a_strict_twilio() -> None:
     with trio.fail_after(10):
         async with open_twilio(account_sid=ACCOUNT_SID, auth_token=AUTH_TOKEN) as twilio:
             async with open_telephony(settings_for(twilio.url)) as telephony:
-                call = await telephony.place_call(TO, FROM)
+                call = await telephony.place_call(CALL)
                 twilio.advance(call.sid, "in-progress")
                 assert (await telephony.fetch_call(call.sid)).status == "in-progress"
                 assert await telephony.end_call(call.sid)
@@ -191,7 +191,7 @@ async def test_life_of_a_call_at_a_strict_twilio() -> None:
                 assert not await telephony.end_call(call.sid)
                 assert not await telephony.end_call("CA" + "f" * 32)
                 with pytest.raises(ProviderRejected) as caught:
-                    await telephony.place_call("+15005550001", FROM)  # magic: invalid
+                    await telephony.place_call(OutboundCall("+15005550001", FROM))  # magic: invalid
 
     assert caught.value.code == 21211
 
@@ -204,7 +204,7 @@ async def test_environment_of_the_sdk_does_not_move_the_host(
     with trio.fail_after(10):
         async with open_fake_twilio() as twilio:
             async with open_telephony(settings_for(twilio.url)) as telephony:
-                await telephony.place_call(TO, FROM)
+                await telephony.place_call(CALL)
 
     assert len(twilio.asked) == 1
 
@@ -324,7 +324,7 @@ async def test_refusal_is_explained(
             twilio.refuse(status, code, "no +1555 like this")
             async with open_telephony(settings_for(twilio.url)) as telephony:
                 with pytest.raises(ProviderRejected) as caught:
-                    await telephony.place_call(TO, FROM)
+                    await telephony.place_call(CALL)
 
     refusal = explain(caught.value)
     assert (refusal.status, refusal.field, refusal.code) == (ours, field, code)
@@ -339,7 +339,7 @@ async def test_rfc_9457_refusal_is_a_refusal_too() -> None:
             twilio.answer = {"type": "t", "title": "Bad", "status": 400, "code": 21211}
             async with open_telephony(settings_for(twilio.url)) as telephony:
                 with pytest.raises(ProviderRejected) as caught:
-                    await telephony.place_call(TO, FROM)
+                    await telephony.place_call(CALL)
 
     assert explain(caught.value).field == "to"
 
@@ -350,7 +350,7 @@ async def test_number_in_a_refusal_is_cut_to_two_digits() -> None:
             twilio.refuse(400, 99999, f"cannot call {TO}, sorry")
             async with open_telephony(settings_for(twilio.url)) as telephony:
                 with pytest.raises(ProviderRejected, match="cannot call …23, sorry"):
-                    await telephony.place_call(TO, FROM)
+                    await telephony.place_call(CALL)
 
 
 @pytest.mark.parametrize("answer", ["<html>", "[]", "null", {}, {"sid": None}, {"sid": 5}])
@@ -360,14 +360,14 @@ async def test_nonsense_is_a_provider_error(answer: object) -> None:
             twilio.answer = answer
             async with open_telephony(settings_for(twilio.url)) as telephony:
                 with pytest.raises(ProviderError, match="TWILIO_API_URL"):
-                    await telephony.place_call(TO, FROM)
+                    await telephony.place_call(CALL)
 
 
 async def test_unreachable_twilio_is_a_provider_error() -> None:
     with trio.fail_after(10):
         async with open_telephony(settings_for("http://127.0.0.1:1")) as telephony:
             with pytest.raises(ProviderError, match="cannot be reached") as caught:
-                await telephony.place_call(TO, FROM)
+                await telephony.place_call(CALL)
 
     refusal = explain(caught.value)
     assert caught.value.retryable
@@ -380,7 +380,7 @@ async def test_call_may_have_been_placed_where_the_answer_broke_off() -> None:
         async with open_twilio(account_sid=ACCOUNT_SID, auth_token=AUTH_TOKEN, rest=rest) as twilio:
             async with open_telephony(settings_for(twilio.url)) as telephony:
                 with pytest.raises(ProviderError, match="the answer broke off") as caught:
-                    await telephony.place_call(TO, FROM)
+                    await telephony.place_call(CALL)
             assert len(twilio.calls) == 1
 
     assert not caught.value.retryable
@@ -393,7 +393,7 @@ async def test_page_of_a_proxy_is_no_error_of_twilio() -> None:
         async with open_twilio(account_sid=ACCOUNT_SID, auth_token=AUTH_TOKEN, rest=page) as twilio:
             async with open_telephony(settings_for(twilio.url)) as telephony:
                 with pytest.raises(ProviderRejected) as caught:
-                    await telephony.place_call(TO, FROM)
+                    await telephony.place_call(CALL)
 
     refusal = explain(caught.value)
     assert (caught.value.status, caught.value.code) == (502, None)
@@ -408,7 +408,7 @@ async def test_silent_twilio_is_given_up_in_time(autojump_clock: trio.testing.Mo
         async with open_telephony(settings_for(twilio.url)) as telephony:
             started = trio.current_time()
             with pytest.raises(ProviderTimeout) as caught:
-                await telephony.place_call(TO, FROM)
+                await telephony.place_call(CALL)
             assert trio.current_time() - started <= 10.0
 
     assert explain(caught.value).status == 504
@@ -436,13 +436,18 @@ async def test_silent_twilio_is_given_up_in_time(autojump_clock: trio.testing.Mo
 def test_every_problem_is_named(
     fields: dict[str, object], problems: dict[str, str] | set[str]
 ) -> None:
-    found = check_call(fields, settings_for())
+    found = read_call(fields, settings_for())
 
-    assert found == problems if isinstance(problems, dict) else set(found) == problems
+    if not problems:
+        assert isinstance(found, OutboundCall)
+        assert (found.to, found.from_) == (fields["to"], fields.get("from", FROM))
+    else:
+        assert isinstance(found, dict)
+        assert found == problems if isinstance(problems, dict) else set(found) == problems
 
 
 def test_from_is_missing_without_a_default() -> None:
-    assert check_call({}, load({})) == {"to": "is missing", "from": "is missing"}
+    assert read_call({}, load({})) == {"to": "is missing", "from": "is missing"}
 
 
 async def test_command_prints_the_queued_call() -> None:
@@ -485,7 +490,7 @@ async def test_secret_is_in_no_error(status: int) -> None:
             twilio.refuse(status, 21211)
             async with open_telephony(settings_for(twilio.url)) as telephony:
                 with pytest.raises(ProviderError) as caught:
-                    await telephony.place_call(TO, FROM)
+                    await telephony.place_call(CALL)
 
     assert AUTH_TOKEN not in repr(caught.value) + str(explain(caught.value))
     assert AUTH_TOKEN not in repr(caught.value.__cause__)

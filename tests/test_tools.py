@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from tests.fakes import FakeChat, FakeEar, FakeTool, FakeTwilio, plan, ports
-from voicebot import dialog, toolbox, twilio
+from voicebot import dialog, parting, toolbox, twilio
 from voicebot.context import tokens_of
 from voicebot.nursery import run_call
 from voicebot.plan import Timeouts
@@ -183,7 +183,7 @@ async def test_a_model_that_asks_although_no_tool_is_offered_apologises(
 
 async def test_hang_up_is_not_to_be_run_as_a_tool() -> None:
     with pytest.raises(AssertionError, match="ends itself"):
-        await toolbox.HANG_UP_TOOL.run({})
+        await parting.hang_up("").tool.run({})
 
 
 # Interruptions.

@@ -144,7 +144,7 @@ async def _serve_until_signal(settings: Settings, host: str, port: int) -> None:
     """
     from voicebot import http, service, serving
 
-    app = http.create_app(settings, service.open_service)
+    app = http.create_app(settings, service.open_sole_service)
     shutdown = trio.Event()
     run = partial(
         serving.serve,

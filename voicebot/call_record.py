@@ -21,9 +21,9 @@ class CallRecord:
 
     Units: the times are wall clock, ISO 8601 with offset. `sequence` is the `SequenceNumber`
     of the status callback that `status` comes from, -1 before the first. `status` is the
-    telephone's word and `outcome` the engine's (`record.Outcome`, or `LOST`), which is there once
-    the conversation is over. `turns` are those of a conversation that is not over, or was lost;
-    then `summary` has them all.
+    telephone's word and `outcome` the engine's (`record.Outcome`, or `LOST`), of the last stream
+    that is over; None while there is one. `turns` are those of a stream that is not over, or was
+    lost; then `summary` has them, with those of earlier streams.
     """
 
     sid: str
@@ -41,19 +41,21 @@ class CallRecord:
     summary: Mapping[str, Any] | None = field(default=None, repr=False)
     turns: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     outcome: str | None = None
+    live: bool = False  # its engine runs
+    streams: int = 0  # that there were: a call may go away from the bot, and come back
     process: str | None = None  # that holds, or held, the conversation
-    answered_by: str | None = None  # what answering-machine detection says
-    metadata: Mapping[str, Any] | None = field(default=None, repr=False)  # of whoever placed it
+    answered_by: str | None = None  # by Twilio's ears: "human", "machine_end_beep", …
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)  # of who had it placed
     parameters: Mapping[str, str] | None = field(default=None, repr=False)  # of the stream's start
 
     def as_json(self, *, brief: bool = False) -> dict[str, Any]:
         """Return the record as the calls API shows it; `brief`: as in a list of many."""
-        summary, turns = self.summary, self.turns
-        if summary is not None:
-            turns = summary.get("turns", ())
-            if brief:
-                large = {"turns", "timeline", "barge_ins"}
-                summary = {name: value for name, value in summary.items() if name not in large}
+        summary = self.summary
+        before = () if summary is None else summary.get("turns", ())
+        turns = {turn["number"]: turn for turn in (*before, *self.turns)}
+        if summary is not None and brief:
+            large = {"turns", "timeline", "barge_ins"}
+            summary = {name: value for name, value in summary.items() if name not in large}
         return {
             "call_sid": self.sid,
             "direction": self.direction,
@@ -67,11 +69,12 @@ class CallRecord:
             "stream": self.stream,
             "stream_error": self.stream_error,
             "outcome": self.outcome,
+            "live": self.live,
             "answered_by": self.answered_by,
             "metadata": self.metadata,
             "parameters": self.parameters,
             "process": self.process,
-            "turns": turns,
+            "turns": list(turns.values()),
             "summary": summary,
         }
 
@@ -80,9 +83,12 @@ def merge(known: CallRecord, news: CallRecord) -> CallRecord:
     """Return a call as it is known, with what another account of it adds.
 
     Accounts come late, twice, from several processes, or from one that has forgotten the call;
-    whatever their order, nothing that is known is lost. A final status stands. An engine that
-    ended after all knows better than whoever gave it up for lost.
+    whatever their order, nothing that is known is lost. A final status stands. Of the same stream
+    its end is news, and an engine that ended after all knows better than who gave it up for lost.
     """
+    newest = max(news, known, key=_how_far)
+    summary = news.summary or known.summary
+    over = {turn["number"] for turn in summary.get("turns", ())} if summary else set()
     turns = {turn["number"]: turn for turn in (*known.turns, *news.turns)}
     return replace(
         known,
@@ -97,10 +103,12 @@ def merge(known: CallRecord, news: CallRecord) -> CallRecord:
         duration_s=known.duration_s if news.duration_s is None else news.duration_s,
         stream=news.stream or known.stream,
         stream_error=news.stream_error or known.stream_error,
-        summary=news.summary or known.summary,
-        turns=tuple(turns[number] for number in sorted(turns)),
-        outcome=news.outcome or known.outcome,
-        process=news.process or known.process,
+        summary=summary,
+        turns=tuple(turns[number] for number in sorted(turns.keys() - over)),
+        outcome=newest.outcome,
+        live=newest.live,
+        streams=newest.streams,
+        process=newest.process,
         answered_by=news.answered_by or known.answered_by,
         metadata=news.metadata or known.metadata,
         parameters=news.parameters or known.parameters,
@@ -111,3 +119,9 @@ def _how_late(record: CallRecord) -> tuple[bool, int, int]:
     """Order accounts by their status. Without callbacks only the status itself tells."""
     final = record.status in FINAL_STATUSES
     return final, record.sequence, len(_BEFORE) if final else _BEFORE.index(record.status)
+
+
+def _how_far(record: CallRecord) -> tuple[int, bool, bool, bool]:
+    """Order accounts by what they know of the engine."""
+    over = record.outcome is not None
+    return record.streams, not record.live, over, over and record.outcome != LOST

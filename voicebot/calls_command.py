@@ -106,7 +106,7 @@ def _table(records: list[CallRecord]) -> Iterator[str]:
             record.from_ or "-",
             record.to or "-",
             record.status,
-            record.outcome or ("live" if record.process else "-"),
+            "live" if record.live else record.outcome or "-",
             _length(record),
             str(len(record.as_json()["turns"])),
         )
@@ -122,7 +122,8 @@ def _transcript(record: CallRecord) -> Iterator[str]:
     yield f"{record.sid}, {record.direction}, {record.from_ or '-'} to {record.to or '-'}"
     ended = "not over" if record.ended_at is None else f"ended {_local(record.ended_at)}"
     yield f"began {_local(record.created_at)}, {ended}, {_length(record)}, status {record.status}"
-    yield f"outcome {record.outcome or 'not known'}, process {record.process or '-'}"
+    outcome = "live" if record.live else record.outcome or "not known"
+    yield f"outcome {outcome}, process {record.process or '-'}"
     for name in ("answered_by", "stream_error", "metadata", "parameters"):
         if whole[name]:
             yield f"{name.replace('_', ' ')}: {_said(whole[name])}"

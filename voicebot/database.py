@@ -53,7 +53,7 @@ _TOOL_FIELDS: Final = ("name", "arguments", "began", "ended", "result")
 _PLAIN: Final = (  # columns that are called what the record calls them
     *("sid", "direction", "status", "sequence", "created_at", "updated_at", "ended_at"),
     *("duration_s", "stream", "stream_error", "outcome", "process", "answered_by"),
-    *("metadata", "parameters"),
+    *("live", "streams", "metadata", "parameters"),
 )
 
 
@@ -143,8 +143,7 @@ class Database:
     def _close_lost(self, connection: Connection, now: str) -> list[str]:
         """Close calls whose process is not among the living."""
         unfinished = select(calls.c.sid).where(
-            calls.c.outcome.is_(None),
-            calls.c.process.is_not(None),
+            calls.c.live,
             calls.c.process.not_in(select(processes.c.id)),
         )
         sids = list(connection.scalars(unfinished.with_for_update()))
@@ -154,6 +153,7 @@ class Database:
             .where(calls.c.sid.in_(sids))
             .values(
                 outcome=LOST,
+                live=False,
                 # The stream is gone, and with it Twilio's <Connect> and the call.
                 status=case((finals, calls.c.status), else_="completed"),
                 ended_at=func.coalesce(calls.c.ended_at, calls.c.updated_at),
@@ -186,7 +186,7 @@ class Database:
                 select(calls.c.sid)
                 .where(
                     calls.c.created_at < limit.astimezone(UTC).isoformat(timespec="milliseconds"),
-                    or_(calls.c.ended_at.is_not(None), calls.c.process.is_(None)),
+                    ~calls.c.live,
                 )
                 .limit(EXPIRED_AT_ONCE)
             )
@@ -263,17 +263,23 @@ def _row(record: CallRecord) -> dict[str, Any]:
     row = {name: getattr(record, name) for name in _PLAIN}
     row |= {"from_number": record.from_, "to_number": record.to, "summary": None}
     if record.summary is not None:
-        row["summary"] = {n: value for n, value in record.summary.items() if n != "turns"}
+        # Of its turns, which have a table, up to which number it has them.
+        numbers = [turn["number"] for turn in record.summary["turns"]]
+        row["summary"] = {**record.summary, "turns": max(numbers, default=-1) + 1}
     return row
 
 
 def _record(row: Row[Any], told: Sequence[Mapping[str, Any]]) -> CallRecord:
     found = row._mapping
     fields = {name: found[name] for name in _PLAIN}
+    fields["metadata"] = fields["metadata"] or {}
     record = CallRecord(**fields, from_=found["from_number"], to=found["to_number"])
     if (summary := found.get("summary")) is None:
         return replace(record, turns=tuple(told))
-    return replace(record, summary={**summary, "turns": list(told)})
+    # The summary was written at the end of a stream; what is behind it is of the next one.
+    over = summary["turns"]
+    parts = [t for t in told if t["number"] < over], tuple(t for t in told if t["number"] >= over)
+    return replace(record, summary={**summary, "turns": parts[0]}, turns=parts[1])
 
 
 def _records(connection: Connection, rows: Sequence[Row[Any]]) -> list[CallRecord]:

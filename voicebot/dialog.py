@@ -36,15 +36,20 @@ class Dialog:
     Args:
         tokens: what the model is shown may cost, by the estimate of `context.py`: the prompt,
             the tools offered, and of the conversation what is left for it.
+        history: of a conversation that goes on, without the prompt.
     """
 
     def __init__(
-        self, prompt: str, tools: Sequence[Tool] = (), tokens: int = CONTEXT_TOKENS
+        self,
+        prompt: str,
+        tools: Sequence[Tool] = (),
+        tokens: int = CONTEXT_TOKENS,
+        history: Sequence[Message] = (),
     ) -> None:
         self._system = Message("system", prompt)
         self._fixed = REQUEST_TOKENS + message_tokens(self._system) + sum(map(tool_tokens, tools))
         self._tokens = tokens
-        self._messages: list[Message] = []
+        self._messages = list(history)
         self._asking: list[int] = []  # where the reply under way called tools
 
     def caller_said(self, text: str) -> None:
@@ -82,6 +87,11 @@ class Dialog:
         self._asking.clear()
         if parts and parts[-1]:
             self._messages.append(Message("assistant", parts[-1]))
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """All of the conversation, without the prompt."""
+        return tuple(self._messages)
 
     def messages(self, guess: str = "") -> list[Message]:
         """Return the prompt and as much of the newest history as fits, oldest first.

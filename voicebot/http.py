@@ -20,22 +20,30 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import trio
 from quart import Blueprint, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from voicebot import __version__, telephony
+from voicebot import __version__, telephony, twiml
 from voicebot import log as log_setup
-from voicebot.config import Settings, load
-from voicebot.errors import CallRefused, ConfigError, ProviderError, StoreError, VoicebotError
+from voicebot.config import E164, Settings, load
+from voicebot.errors import (
+    CallRefused,
+    ConfigError,
+    ProviderError,
+    ProviderRejected,
+    StoreError,
+    VoicebotError,
+)
+from voicebot.idempotency import KEY_CHARS, InProgress, KeyReused
 from voicebot.metrics import CONTENT_TYPE
-from voicebot.service import Service, open_service
+from voicebot.outbound import missing_settings, read_call
+from voicebot.service import Service, open_service, open_sole_service
 from voicebot.serving import contain
 from voicebot.switchboard import (
-    DIAL_HOLD_S,
     BadRequest,
     Switchboard,
     is_direct_loopback,
@@ -123,7 +131,7 @@ class _AppFromEnvironment:
             try:
                 settings = load(env_file=Path(".env"))
                 log_setup.configure(settings.log_level)
-                self._app = create_app(settings)
+                self._app = create_app(settings, open_sole_service)
             except ConfigError as exc:
                 failure = exc
         if failure is not None:
@@ -253,7 +261,27 @@ def _webhooks(app: App) -> Blueprint:
     async def voice() -> TextReply:
         if app.service is not None:
             app.service.warm()  # the media socket opens some 0.3 s later
-        return board.answer(request.scope, await request.form), 200, {"Content-Type": "text/xml"}
+        key = request.args.get(telephony.DIAL_ARGUMENT, "")
+        return _twiml(board.answer(request.scope, await request.form, key))
+
+    @routes.post("/after-stream")
+    async def after_stream() -> TextReply:
+        return _twiml(board.after_stream(request.scope, await request.form))
+
+    @routes.post("/after-dial")
+    async def after_dial() -> TextReply:
+        return _twiml(board.after_dial(request.scope, await request.form))
+
+    @routes.post("/whisper")
+    async def whisper() -> TextReply:
+        return _twiml(board.whisper(request.args.get("call", "")))
+
+    @routes.post("/amd")
+    async def amd() -> TextReply:
+        call_sid, who = board.take_amd(await request.form)
+        if app.service is not None:
+            await app.service.answered_by(call_sid, who)
+        return NOTED
 
     @routes.post("/status")
     async def status() -> TextReply:
@@ -266,6 +294,10 @@ def _webhooks(app: App) -> Blueprint:
         return NOTED
 
     return routes
+
+
+def _twiml(text: str) -> TextReply:
+    return text, 200, {"Content-Type": "text/xml"}
 
 
 def _check_key(settings: Settings) -> Reply | None:
@@ -297,6 +329,9 @@ def _calls(app: App) -> Blueprint:
 
     @routes.errorhandler(ProviderError)
     async def failed(exc: ProviderError) -> Reply:
+        return failure(exc)
+
+    def failure(exc: ProviderError) -> Reply:
         refusal = telephony.explain(exc)
         log.warning("twilio_refused", extra={"code": refusal.code, "status": refusal.status})
         more: dict[str, Any] = {"hint": refusal.hint, "twilio_code": refusal.code}
@@ -313,37 +348,72 @@ def _calls(app: App) -> Blueprint:
         if request.mimetype != "application/json":
             # Also what keeps a web page from calling through its visitor's browser.
             return _error(415, "the content type must be application/json")
+        body = cast("bytes", await request.get_data())  # text is not asked for
+        key = request.headers.get("Idempotency-Key")
+        if key is None:
+            return await place_once(body)
+        if not 0 < len(key) <= KEY_CHARS:
+            return _error(400, f"Idempotency-Key must have 1 to {KEY_CHARS} characters")
+        try:
+            before = board.idempotency.begin(key, body, trio.current_time())
+        except KeyReused:
+            return _error(422, "this Idempotency-Key was used for another request")
+        except InProgress:
+            return _error(409, "the first request of this Idempotency-Key is being carried out")
+        if before is not None:
+            return dict(before[0]), before[1], {"Idempotency-Replayed": "true"}
+        answer: Reply | None = None
+        try:
+            answer = await place_once(body)
+        except ProviderError as exc:
+            # Refused for certain it may be asked again; else a second call might be placed.
+            answer = failure(exc)
+            if isinstance(exc, ProviderRejected):
+                return answer
+        finally:
+            done = answer is not None and (answer[1] == 201 or answer[1] >= 502)
+            board.idempotency.end(key, answer[:2] if answer is not None and done else None)
+        return answer
+
+    async def place_once(body: bytes) -> Reply:
         if app.service is None:
             return _error(503, "the server is starting or stopped")
         phone = app.service.telephony
-        fields = _json_object(await request.get_data())
-        problems = telephony.check_call(fields or {}, settings)
-        if phone is None and problems == {"from": "is missing"}:
-            problems = {}  # its default is one of the settings named below
-        if fields is None or problems:
-            text = "; ".join(f"{name} {problem}" for name, problem in problems.items())
-            if fields is None:
-                text = 'the body must be a JSON object like {"to": "+15550100123"}'
-            return _error(400, text, fields=problems)
-        if phone is None:
-            needed = telephony.missing_settings(settings, from_given="from" in fields)
+        fields = _json_object(body)
+        asked = read_call(fields or {}, settings)
+        if fields is None:
+            text = 'the body must be a JSON object like {"to": "+15550100123"}'
+            return _error(400, text, fields=asked if isinstance(asked, dict) else {})
+        # The default of "from" is one of the settings named below.
+        if isinstance(asked, dict) and not (phone is None and asked == {"from": "is missing"}):
+            text = "; ".join(f"{name} {problem}" for name, problem in asked.items())
+            return _error(400, text, fields=asked)
+        if phone is None or isinstance(asked, dict):
+            needed = missing_settings(settings, from_given="from" in fields)
             return _error(503, f"no call can be placed; set {', '.join(needed)}")
-        to, from_ = fields["to"], fields.get("from", settings.twilio_from_number)
         try:
-            line = board.lines.dial(trio.current_time(), DIAL_HOLD_S)
+            line = board.dial(asked)
         except CallRefused as exc:
             return _error(503, str(exc))
         try:
-            call = await phone.place_call(to, from_)
-            board.lines.dialled(line, call.sid)
+            call = await phone.place_call(asked, line)
+            board.dialled(line, call.sid)
         finally:
-            board.lines.release(line)  # after `dialled` there is none of that name
+            board.undial(line)  # after `dialled` there is none of that name
         store.open(
-            call.sid, at=wall_clock(), direction="outbound", from_=from_, to=to, status=call.status
+            call.sid,
+            at=wall_clock(),
+            direction="outbound",
+            from_=asked.from_,
+            to=asked.to,
+            status=call.status,
         )
-        log.info("call_placed", extra={"call_sid": call.sid, "pii_to": to})
-        body = {"call_sid": call.sid, "status": call.status, "to": to, "from": from_}
-        return body, 201, {"Location": f"/calls/{call.sid}"}
+        store.describe(call.sid, asked.metadata)
+        log.info("call_placed", extra={"call_sid": call.sid, "pii_to": asked.to})
+        shown = {
+            "call_sid": call.sid, "status": call.status, "to": asked.to, "from": asked.from_,
+        }  # fmt: skip
+        return shown, 201, {"Location": f"/calls/{call.sid}"}
 
     @routes.get("")
     async def latest() -> Reply:
@@ -367,6 +437,19 @@ def _calls(app: App) -> Blueprint:
             return _error(503, "no Twilio account is configured")
         hung_up = await app.service.telephony.end_call(sid)
         return {"call_sid": sid, "hung_up": hung_up}, 200
+
+    @routes.post("/<sid>/redirect")
+    async def redirect(sid: str) -> Reply:
+        if store.get(sid) is None:
+            return _error(404, "no such call")
+        if app.service is None or app.service.telephony is None:
+            return _error(503, "no Twilio account is configured")
+        fields = _json_object(await request.get_data()) or {}
+        to = fields.get("to")
+        if set(fields) != {"to"} or not isinstance(to, str) or not E164.fullmatch(to):
+            return _error(400, 'the body must be {"to": "+15550100123"}: who takes the call')
+        await app.service.telephony.redirect_call(sid, twiml.parting_twiml("", "en", to))
+        return {"call_sid": sid, "to": to}, 200
 
     return routes
 

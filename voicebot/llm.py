@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 
+import anyio.lowlevel
 import groq
 import httpx
 import trio
@@ -68,6 +69,9 @@ async def open_chats(
             http_client=http,
             max_retries=0,  # the SDK would sleep for seconds, in silence; see Timeouts
         ) as client:
+            # The SDK waits by anyio, which imports its half for Trio at the first wait of all:
+            # 20 ms of the first caller's.
+            await anyio.lowlevel.checkpoint()
             yield tuple(
                 GroqChat(client, model, max_completion_tokens, http.warm) for model in models
             )

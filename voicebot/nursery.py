@@ -47,6 +47,7 @@ from voicebot.errors import (
 )
 from voicebot.failover import FailoverChat, FailoverVoice
 from voicebot.floor import Bell, Floor
+from voicebot.parting import Ending, Parting, Resumption, read_arguments
 from voicebot.plan import CallPlan
 from voicebot.playout import Cut, Epoch, Ledger
 from voicebot.ports import (
@@ -62,9 +63,10 @@ from voicebot.ports import (
 from voicebot.ports import Final as FinalTranscript
 from voicebot.record import CallSummary, Journal, Moment, Outcome, ToolRecord, TurnRecord
 from voicebot.reel import Reel
+from voicebot.remote import Remote
 from voicebot.ring import Ring
 from voicebot.sentences import SentenceSplitter
-from voicebot.toolbox import BROKEN_OFF, HANG_UP_RESULT, NOT_STARTED, TOO_LATE, Job, Toolbox
+from voicebot.toolbox import BROKEN_OFF, NOT_STARTED, TOO_LATE, Job, Toolbox
 from voicebot.tries import Alternatives
 from voicebot.turns import (
     EndOfTurn,
@@ -90,9 +92,16 @@ REEL_AHEAD_S: Final = 20.0  # synthesised and not yet spoken: 160 kB, enough for
 ECHO_S: Final = 4.0  # the bot's words may be recognised so much later: a provider's slowest
 TOOL_ROUNDS: Final = 5  # times a reply may ask for tools; then the model must answer without
 
-# Ends that the carrier does not know of. A stream that broke is not among them: Twilio goes on
-# with what follows in the TwiML, which may be another server.
-_OURS: Final = frozenset(Outcome) - {Outcome.HUNG_UP, Outcome.SOCKET_CLOSED, Outcome.CANCELLED}
+# Ends of the call that the carrier does not know of. Not among them: a stream that broke, for
+# Twilio goes on with what follows in the TwiML, which may be another server; and one that the bot
+# has left for something else.
+_OURS: Final = frozenset(Outcome) - {
+    Outcome.HUNG_UP,
+    Outcome.SOCKET_CLOSED,
+    Outcome.CANCELLED,
+    Outcome.TRANSFERRED,
+    Outcome.PRESSING_KEYS,
+}
 _GAVE_UP: Final = frozenset(
     {Outcome.NO_RECOGNITION, Outcome.NO_SPEECH, Outcome.NO_ANSWERS, Outcome.CRASHED}
 )
@@ -164,6 +173,9 @@ class _Reply:
     pieces: list[str] = field(default_factory=list)  # each is a clause of the reel
     parts: list[int] = field(default_factory=list)  # how many pieces there were at each tool call
     failed: Outcome | None = None  # how the call ends if that happens again
+    parting: Parting | None = None  # what ends the stream once this was heard,
+    arguments: dict[str, Any] = field(default_factory=dict)  # of it,
+    parting_id: str = ""  # and of the tool call that asked for it
 
     @property
     def text(self) -> str:
@@ -187,6 +199,9 @@ async def run_call(
     on_end: Callable[[CallSummary], None] | None = None,
     on_turn: Callable[[TurnRecord], None] | None = None,
     watch: Callable[[Moment], None] | None = None,
+    resumption: Resumption | None = None,
+    on_parting: Callable[[Ending], None] | None = None,
+    remote: Remote | None = None,
 ) -> CallSummary:
     """Run one call from `start` to its end; return what happened.
 
@@ -199,15 +214,21 @@ async def run_call(
         on_turn: is given each turn once it is over, also when the call ends in it; synchronous,
             and quick. Tools of the turn may still be running.
         watch: is shown every event of the timeline as it happens; synchronous, and quick.
+        resumption: what this stream goes on with; the bot begins then, with an answer.
+        on_parting: is told what the bot has ended the stream for, before the socket is closed:
+            Twilio asks for it then. Synchronous. Not called where it has hung up.
+        remote: what the call can be told from outside.
 
     Cancellation: everything of the call is cancelled and joined; at once, but for a tool that
         must not be torn, which has `tool_grace_s`.
 
     Owns: the call nursery. It ends when `_Call.end` is called or the call gets too long.
     """
-    call = _Call(socket, ports, plan, on_turn, watch)
+    call = _Call(socket, ports, plan, on_turn, watch, resumption)
+    if remote is not None:
+        remote.attach(call.leave_message)
     try:
-        with trio.move_on_after(plan.timeouts.call_s) as length:
+        with trio.move_on_at(call.began + plan.timeouts.call_s) as length:
             async with trio.open_nursery() as nursery:  # owns the five tasks; `end` ends it
                 call.scope = nursery.cancel_scope
                 outbound_send, outbound_receive = trio.open_memory_channel[_Outbound](0)
@@ -237,6 +258,8 @@ async def run_call(
                 "counts": summary.counts,
             },
         )
+    if on_parting is not None and call.ending is not None:
+        on_parting(call.ending)
     if ports.hand_over is not None and summary.outcome in _GAVE_UP:
         hand_over = partial(ports.hand_over, summary.call_sid, not call.told)
         await _tell_carrier(hand_over, plan.timeouts.hang_up_s)
@@ -278,19 +301,25 @@ class _Call:
         plan: CallPlan,
         on_turn: Callable[[TurnRecord], None] | None,
         watch: Callable[[Moment], None] | None,
+        resumption: Resumption | None,
     ) -> None:
         self.outcome = Outcome.CANCELLED
         self._socket = socket
         self._ports = ports
         self._plan = plan
         self._on_turn = on_turn
-        self._began = trio.current_time()
-        self._journal = Journal(self._began, watch)
+        before = resumption or Resumption((), 0, 0.0)
+        self.began = trio.current_time() - before.elapsed_s
+        self._journal = Journal(self.began, watch, turns=before.turns)
         self._floor = Floor()
         self._ledger = Ledger(plan.pacing)
         self._turns = Turns(plan.endpointing, ports.endpointing, plan.interruption, plan.language)
-        self._toolbox = Toolbox(ports.tools, may_hang_up=plan.may_hang_up)
-        self._dialog = Dialog(plan.prompt, self._toolbox.offered, plan.context_tokens)
+        numbered = sum(len(message.tool_calls) for message in before.history)
+        self._toolbox = Toolbox(ports.tools, plan.partings, numbered=numbered)
+        self._goes_on = resumption is not None
+        self._dialog = Dialog(
+            plan.prompt, self._toolbox.offered, plan.context_tokens, before.history
+        )
         rules = plan.timeouts.retrying
         self._chat = FailoverChat(
             Alternatives.of(ports.chat, rules), plan.timeouts, self._provider_failed
@@ -324,7 +353,9 @@ class _Call:
         self._silent_at = 0.0  # when it was last heard
         self._ducks = plan.interruption.policy == "duck"
         self._failures = 0  # replies in a row that could not be given
+        self._message = ""  # for the machine that has answered
         self.told = False  # why the bot gives up, to the end
+        self.ending: Ending | None = None  # what the bot has ended the stream for
 
     def end(self, outcome: Outcome) -> None:
         """End the call. The first reason given is the one that counts."""
@@ -338,7 +369,7 @@ class _Call:
             call_sid=self._socket.start.call_sid,
             stream_sid=self._socket.start.stream_sid,
             outcome=self.outcome,
-            duration_s=trio.current_time() - self._began,
+            duration_s=trio.current_time() - self.began,
             turns=tuple(self._journal.turns),
             timeline=tuple(self._journal.timeline),
             barge_ins=tuple(self._journal.barge_ins),
@@ -436,7 +467,9 @@ class _Call:
         if self._voice and not voice:
             self._fell = now
         self._voice = voice
-        self._obey(self._turns.frame(voice, ears.onset_ms, now))
+        instructions = self._turns.frame(voice, ears.onset_ms, now)
+        if not self._message:  # what a machine says is no turn
+            self._obey(instructions)
 
     def _mark_echoed(self, name: str) -> None:
         now = trio.current_time()
@@ -461,7 +494,7 @@ class _Call:
                     self._recognising.cancel(reason="late")
                 case Interrupt(onset):
                     self._floor.interrupt()
-                    turn = len(self._journal.turns) - 1
+                    turn = self._journal.next_turn - 1
                     self._journal.interrupted(trio.current_time(), onset, turn)
                 case Verdict(confirmed):
                     self._floor.decide(confirmed)
@@ -543,7 +576,9 @@ class _Call:
         if isinstance(transcript, FinalTranscript):
             self._ring.settle(transcript.until_ms, finalized=transcript.finalized)
         now = trio.current_time()
-        self._obey(self._turns.transcript(transcript, now, self._spoken(now)))
+        instructions = self._turns.transcript(transcript, now, self._spoken(now))
+        if not self._message:
+            self._obey(instructions)
 
     def _spoken(self, now: float) -> str:
         """Return what the caller has lately heard of the bot, and may be recognised again."""
@@ -556,6 +591,12 @@ class _Call:
             return ""
         second = audio.BYTES_PER_S
         return self._reply.reel.words_between(heard - ECHO_S * second, heard + second)
+
+    def leave_message(self, text: str) -> None:
+        """Say this to a machine, which cannot interrupt, and end the call. Synchronous."""
+        self._message = text
+        self._note("machine")
+        self._give_up(Outcome.VOICEMAIL)
 
     def _give_up(self, outcome: Outcome) -> None:
         """Stop what is being said, say goodbye, and end the call."""
@@ -583,7 +624,9 @@ class _Call:
 
     async def converse(self) -> None:
         """Greet, then answer the caller's turns until the call ends."""
-        if self._plan.greeting:
+        if self._goes_on:
+            await self._turn("", self._answer)
+        elif self._plan.greeting and self._giving_up is None:
             await self._turn("", self._recite(self._plan.greeting))
         while True:
             while not self._inbox and self._giving_up is None and self._guess is None:
@@ -594,7 +637,7 @@ class _Call:
                 self._floor.given()
                 deaf = self._giving_up is Outcome.NO_RECOGNITION
                 text = self._plan.farewell if deaf else self._plan.trouble
-                await self._turn("", self._recite(text))
+                await self._turn("", self._recite(self._message or text))
                 record = self._journal.turns[-1]
                 self.told = record.heard == record.generated
                 self.end(self._giving_up)
@@ -610,8 +653,23 @@ class _Call:
             while self._turns.caller_talking and self._giving_up is None:
                 await self._called.wait()
             if not self._inbox and self._giving_up is None:
-                self.end(Outcome.BOT_HUNG_UP)
+                self._part()
                 return
+
+    def _part(self) -> None:
+        """End the stream in the way the newest reply has asked for."""
+        reply = self._reply
+        assert reply is not None  # it was heard to its end
+        assert reply.parting is not None  # or it would have been no goodbye
+        outcome = reply.parting.outcome
+        if outcome is not Outcome.BOT_HUNG_UP:
+            so_far = Resumption(
+                self._dialog.history,
+                self._journal.next_turn,
+                trio.current_time() - self.began,
+            )
+            self.ending = Ending(outcome, reply.arguments, reply.parting_id, so_far)
+        self.end(outcome)
 
     async def _turn(self, caller: str, think: _Think, guess: _Guess | None = None) -> bool:
         """Give one reply: think, synthesise, speak, and be stopped or heard.
@@ -625,7 +683,7 @@ class _Call:
         Owns: the turn nursery. It ends when the reply has been heard, when an interruption was
         meant, or when the guess was wrong; leaving it joins think and synth.
         """
-        number = len(self._journal.turns)
+        number = self._journal.next_turn
         record = TurnRecord(number, caller, 0.0)
         reply = _Reply(record, guess)
         if guess is None:
@@ -773,7 +831,7 @@ class _Call:
                 failed, reply.failed = True, Outcome.NO_ANSWERS
             # A model may also answer with nothing to say.
             if failed or not reply.pieces:
-                text = self._plan.goodbye if reply.record.goodbye else self._plan.apology
+                text = self._plan.apology if reply.parting is None else reply.parting.text
                 await self._give(text, pieces, reply)
 
     async def _answer(
@@ -846,9 +904,8 @@ class _Call:
         waiting: list[Job] = []
         ahead: list[Job] = []
         for call in calls:
-            if self._toolbox.ends_call(call):
-                reply.record.goodbye = True
-                self._dialog.tool_returned(call.id, HANG_UP_RESULT)
+            if parting := self._toolbox.parting(call):
+                self._dialog.tool_returned(call.id, self._take_leave(parting, call, reply))
                 continue
             job, problem = self._toolbox.ask(call)
             if job is None:
@@ -875,6 +932,17 @@ class _Call:
                     self._dialog.tool_returned(call_id, NOT_STARTED)
             for job in waiting:
                 job.break_off("reply abandoned")
+
+    def _take_leave(self, parting: Parting, call: ToolCall, reply: _Reply) -> str:
+        """Have a reply end the stream, if all is well; return what the model is told."""
+        arguments = read_arguments(call.arguments)
+        read = parting.read(arguments) if isinstance(arguments, dict) else arguments
+        if isinstance(read, str):
+            self._note("tool_refused", name=call.name)
+            return read
+        reply.parting, reply.arguments, reply.parting_id = parting, read, call.id
+        reply.record.goodbye = True
+        return parting.result
 
     # Tools, which may outlive the turn that asked for them.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from voicebot import parting
 from voicebot.context import CONTEXT_TOKENS
+from voicebot.parting import Parting
 from voicebot.patience import Endpointing
 from voicebot.playout import Pacing
 from voicebot.tries import Retrying
@@ -74,6 +77,9 @@ class CallPlan:
     farewell: str = "Sorry, I cannot hear you any more. Please call again. Goodbye."
     goodbye: str = "Goodbye."  # said where the model hangs up without a word
     may_hang_up: bool = True  # whether the model is offered to end the call
+    transferring: str = "I am putting you through."  # said where the model says nothing
+    people: Mapping[str, str] = field(default_factory=dict)  # E.164 by name: who takes callers
+    may_send_digits: bool = False  # only who talks to machines has a use for it
     context_tokens: int = CONTEXT_TOKENS  # what the model is shown may cost; see `context.py`
     pacing: Pacing = field(default_factory=Pacing)
     endpointing: Endpointing = field(default_factory=Endpointing)
@@ -81,3 +87,13 @@ class CallPlan:
     language: str = "en"  # BCP 47, of what is said
     timeouts: Timeouts = field(default_factory=Timeouts)
     send_deadline_s: float = 5.0  # a socket that takes no byte for this long is dropped
+
+    @property
+    def partings(self) -> tuple[Parting, ...]:
+        """The ways in which the model may end the stream."""
+        ways = [parting.hang_up(self.goodbye)] if self.may_hang_up else []
+        if self.people:
+            ways.append(parting.transfer(self.people, self.transferring))
+        if self.may_send_digits:
+            ways.append(parting.send_digits(self.fillers[0] if self.fillers else ""))
+        return tuple(ways)

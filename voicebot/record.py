@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -17,6 +17,9 @@ class Outcome(enum.Enum):
 
     HUNG_UP = "hung_up"  # stop: the caller, or whoever ended the call at Twilio
     BOT_HUNG_UP = "bot_hung_up"  # the bot said goodbye, and it was heard
+    TRANSFERRED = "transferred"  # the caller was put through to somebody
+    PRESSING_KEYS = "pressing_keys"  # the bot presses keys, and comes back in another stream
+    VOICEMAIL = "voicemail"  # a machine answered, and has the message
     SOCKET_CLOSED = "socket_closed"  # no stop: network, proxy or Twilio
     MEDIA_TIMEOUT = "media_timeout"
     PROTOCOL_ERROR = "protocol_error"
@@ -107,20 +110,40 @@ class CallSummary:
         return {**summary, "outcome": self.outcome.value, "timeline": timeline}
 
 
+def joined(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two streams of one call as one, both as `CallSummary.as_json` gives them."""
+    if before is None:
+        return dict(after)
+    counts = dict(before["counts"])
+    for what, amount in after["counts"].items():
+        counts[what] = counts.get(what, 0) + amount
+    rows = ("turns", "timeline", "barge_ins")
+    return {**after, **{row: (*before[row], *after[row]) for row in rows}, "counts": counts}
+
+
 class Journal:
     """Collects what happens in one call. Times are seconds since `began`.
 
-    `watch` is shown every event as it happens.
+    `watch` is shown every event as it happens. `turns`: how many there were before, of a call
+    that goes on.
     """
 
-    def __init__(self, began: float, watch: Callable[[Moment], None] | None = None) -> None:
+    def __init__(
+        self, began: float, watch: Callable[[Moment], None] | None = None, *, turns: int = 0
+    ) -> None:
         self._began = began
         self._watch = watch
+        self._before = turns
         self.turns: list[TurnRecord] = []
         self.barge_ins: list[BargeIn] = []
         self._barge_in = BargeIn(-1, 0.0, 0.0)  # the newest; before the first, nobody's
         self.timeline: deque[Moment] = deque(maxlen=TIMELINE_LENGTH)
         self.counts: dict[str, float] = {}
+
+    @property
+    def next_turn(self) -> int:
+        """The number of the turn that comes next."""
+        return self._before + len(self.turns)
 
     def note(self, now: float, what: str, **detail: Any) -> float:
         """Put an event on the timeline; return when it happened in the call."""

@@ -97,18 +97,20 @@ calls: Final = Table(
     Column("stream", Text),
     Column("stream_error", Text),
     Column("outcome", Text),
+    Column("live", Boolean, nullable=False),
+    Column("streams", Integer, nullable=False),
     Column("process", Text),
     Column("answered_by", Text),
     Column("metadata", _json()),
     Column("parameters", _json()),
-    Column("summary", _json()),  # without its turns
+    Column("summary", _json()),  # "turns": up to which number it has them
     Index("calls_by_time", "created_at", "sid"),
 )
 Index(
-    "calls_unfinished",
+    "calls_live",
     calls.c.process,
-    sqlite_where=calls.c.outcome.is_(None),
-    postgresql_where=calls.c.outcome.is_(None),
+    sqlite_where=calls.c.live,
+    postgresql_where=calls.c.live,
 )
 
 turns: Final = Table(

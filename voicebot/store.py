@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from voicebot.call_record import FINAL_STATUSES, CallRecord, Direction
 from voicebot.errors import CallRefused
+from voicebot.record import joined
 
 #: Is told a record that has changed, and which turns of it are new or different.
 Follower = Callable[[CallRecord, Sequence[Mapping[str, Any]]], None]
@@ -56,15 +57,7 @@ class CallStore:
         return len(self._live)
 
     def open(
-        self,
-        sid: str,
-        *,
-        at: str,
-        direction: Direction,
-        from_: str,
-        to: str,
-        status: str,
-        metadata: Mapping[str, Any] | None = None,
+        self, sid: str, *, at: str, direction: Direction, from_: str, to: str, status: str
     ) -> CallRecord:
         """Return the record of a call, made now if it is new.
 
@@ -73,16 +66,10 @@ class CallStore:
         """
         known = self._records.get(sid)
         if known is None:
-            known = CallRecord(
-                sid, direction, from_, to, status, created_at=at, updated_at=at, metadata=metadata
-            )
+            known = CallRecord(sid, direction, from_, to, status, created_at=at, updated_at=at)
             self._put(known)
         elif known.status == "queued":
-            known = self._change(
-                known, status=status, updated_at=at, metadata=metadata or known.metadata
-            )
-        elif metadata is not None:  # the webhook came before Twilio's answer to the dialling
-            known = self._change(known, metadata=metadata)
+            known = self._change(known, status=status, updated_at=at)
         return known
 
     def status(
@@ -116,10 +103,15 @@ class CallStore:
                 record, stream=event, stream_error=error or record.stream_error, updated_at=at
             )
 
-    def answered_by(self, sid: str, *, at: str, who: str) -> None:
-        """Take what answering-machine detection says."""
+    def answered(self, sid: str, *, at: str, by: str) -> None:
+        """Take who has answered."""
         if record := self._records.get(sid):
-            self._change(record, answered_by=who, updated_at=at)
+            self._change(record, answered_by=by, updated_at=at)
+
+    def describe(self, sid: str, metadata: Mapping[str, Any]) -> None:
+        """Attach what whoever had the call placed wants to find again."""
+        if record := self._records.get(sid):
+            self._change(record, metadata=metadata)
 
     def turns_over(self, sid: str, turns: Sequence[Mapping[str, Any]], *, at: str) -> None:
         """Take turns that are over, or of which more is known, as plain values."""
@@ -128,10 +120,11 @@ class CallStore:
             self._change(record, turns, turns=tuple(known.values()), updated_at=at)
 
     def summarise(self, sid: str, summary: Mapping[str, Any]) -> None:
-        """Attach what the engine says of the call it has just finished."""
+        """Attach what the engine says of the stream it has just finished; a call may have some."""
         if record := self._records.get(sid):
             turns, outcome = summary.get("turns", ()), summary.get("outcome")
-            self._change(record, turns, summary=summary, outcome=outcome, turns=())
+            whole = joined(record.summary, summary)
+            self._change(record, turns, summary=whole, outcome=outcome, turns=())
 
     @contextmanager
     def live(
@@ -144,11 +137,13 @@ class CallStore:
         self._live.add(sid)
         record = self._records.get(sid)
         if record is not None:
-            status = record.status if record.status in FINAL_STATUSES else "in-progress"
             self._change(
                 record,
-                status=status,
+                status=record.status if record.status in FINAL_STATUSES else "in-progress",
                 updated_at=now(),
+                outcome=None,
+                live=True,
+                streams=record.streams + 1,
                 process=self.process,
                 parameters=parameters or record.parameters,
             )
@@ -160,7 +155,8 @@ class CallStore:
             if record is not None:
                 at = now()
                 status = record.status if record.status in FINAL_STATUSES else "completed"
-                self._change(record, status=status, updated_at=at, ended_at=record.ended_at or at)
+                ended_at = record.ended_at or at
+                self._change(record, status=status, updated_at=at, ended_at=ended_at, live=False)
 
     def get(self, sid: str) -> CallRecord | None:
         """Return the record of a call."""
@@ -235,6 +231,14 @@ class Lines:
         line = self._lines.pop(key, None)
         if line is not None and call_sid not in self._past:
             self._lines.setdefault(call_sid, line)
+
+    def renew(self, call_sid: str, account_sid: str, *, now: float) -> str | None:
+        """Return a token for another stream of a call whose last one has ended.
+
+        Only for a call that went away and comes back; as `mint`, also where it is asked twice.
+        """
+        self._past.pop(call_sid, None)
+        return self.mint(call_sid, account_sid, outbound=True, now=now)
 
     def mint(self, call_sid: str, account_sid: str, *, outbound: bool, now: float) -> str | None:
         """Return the token of a call, the same for the same call; None if no line is free."""

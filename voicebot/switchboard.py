@@ -24,11 +24,15 @@ from urllib.parse import urlsplit
 import trio
 from werkzeug.datastructures import MultiDict
 
-from voicebot import telephony
+from voicebot import outbound, telephony, twiml
 from voicebot.call_record import FINAL_STATUSES, STATUSES, CallRecord
 from voicebot.config import Settings
 from voicebot.errors import CallRefused
+from voicebot.idempotency import Idempotency
 from voicebot.metrics import Metrics
+from voicebot.onward import Onward
+from voicebot.outbound import OutboundCall
+from voicebot.record import Outcome
 from voicebot.store import CallStore, Lines
 
 # SIDs are 34 letters and digits; a simulator may make up its own.
@@ -37,9 +41,12 @@ _MAX_FIELD_CHARS: Final = 128  # of a field that is kept; a SIP address fits
 
 # A call being dialled holds its line until it is answered: Twilio's ring time, its extra 5 s,
 # and as much again as the request itself may take.
-DIAL_HOLD_S: Final = telephony.RING_TIMEOUT_S + 5 + telephony.REQUEST_DEADLINE_S + 5
+DIAL_HOLD_S: Final = outbound.RING_TIMEOUT_S + 5 + telephony.REQUEST_DEADLINE_S + 5
 
 _PROXY_HEADERS: Final = frozenset({b"forwarded", b"via", b"x-real-ip", b"cf-connecting-ip"})
+
+# What Twilio says of whoever is no person; "unknown" may be one.
+MACHINES: Final = ("machine", "fax")
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +66,9 @@ class Switchboard:
         self.store = CallStore()
         self.metrics = Metrics()
         self.lines = Lines(settings.call_limit, settings.token_ttl_s)
+        self.onward = Onward()
+        self.idempotency = Idempotency()
+        self._asked: dict[str, OutboundCall] = {}  # by the key of its line, then by CallSid
 
     def drain(self) -> None:
         """Take no new call from now on. One that was dialled or has its token may come in."""
@@ -122,26 +132,122 @@ class Switchboard:
 
     # --- Calls
 
-    def answer(self, scope: Scope, form: Form) -> str:
+    def dial(self, call: OutboundCall) -> str:
+        """Take a line for a call that is to be placed; return the key of both.
+
+        Raises:
+            CallRefused: no line is free, or the server is draining.
+        """
+        hold_s = DIAL_HOLD_S - outbound.RING_TIMEOUT_S + call.ring_timeout_s
+        key = self.lines.dial(trio.current_time(), hold_s)
+        self._asked[key] = call
+        return key
+
+    def dialled(self, key: str, call_sid: str) -> None:
+        """Name the call of a key, as soon as either Twilio's answer or its webhook does."""
+        self.lines.dialled(key, call_sid)
+        if call := self._asked.pop(key, None):
+            self._asked[call_sid] = call
+
+    def undial(self, key: str) -> None:
+        """Free what `dial` took, unless the call has been named."""
+        self.lines.release(key)
+        self._asked.pop(key, None)
+
+    def asked(self, call_sid: str) -> OutboundCall | None:
+        """Return what was asked of a call that this process has placed and is not over."""
+        return self._asked.get(call_sid)
+
+    def answer(self, scope: Scope, form: Form, key: str = "") -> str:
         """Return the TwiML for a call that an admitted webhook announces.
 
         The same webhook again gets the same answer, with the same token.
+
+        Args:
+            key: of `dial`, for a call that this server has placed.
 
         Raises:
             BadRequest: the form does not say which call.
         """
         call_sid, account_sid = _sid(form, "CallSid"), _sid(form, "AccountSid")
         record = self._open(form, status=_text(form, "CallStatus"))
-        outbound = record.direction == "outbound"
-        token = self.lines.mint(call_sid, account_sid, outbound=outbound, now=trio.current_time())
+        if key:
+            self.dialled(key, call_sid)
+        asked, who = self.asked(call_sid), _text(form, "AnsweredBy")
+        self.answered_by(call_sid, who)
+        if who.startswith(MACHINES) and not (asked and asked.voicemail):
+            self.lines.release(call_sid)
+            return twiml.hang_up_twiml()
+        is_ours = record.direction == "outbound"
+        token = self.lines.mint(call_sid, account_sid, outbound=is_ours, now=trio.current_time())
         if token is None:
             log.warning("call_turned_away", extra={"call_sid": call_sid, "draining": self.draining})
-            return telephony.busy_twiml()
+            return twiml.busy_twiml()
         log.info("call_answered", extra={"call_sid": call_sid, "pii_from": record.from_})
-        callback = None
+        return self._stream_twiml(scope, token)
+
+    def _stream_twiml(self, scope: Scope, token: str, digits: str = "") -> str:
+        url = self._stream_url(scope)
+        callback = action = None
         if self.settings.telephony:
             callback = self._public(telephony.STREAM_STATUS_PATH)
-        return telephony.stream_twiml(self._stream_url(scope), token, callback)
+            action = self._public(telephony.AFTER_STREAM_PATH)
+        return twiml.stream_twiml(url, token, callback, action=action, digits=digits)
+
+    # --- A call that goes away from the bot, and may come back
+
+    def after_stream(self, scope: Scope, form: Form) -> str:
+        """Return the TwiML for a call whose stream has ended: what the bot wanted, or the end."""
+        call_sid = _sid(form, "CallSid")
+        ending = self.onward.ending(call_sid)
+        if ending is None:
+            return twiml.hang_up_twiml()
+        if ending.outcome is Outcome.PRESSING_KEYS:
+            self.onward.sent(call_sid)
+            return self._back(scope, form, str(ending.arguments["digits"]))
+        whisper = None
+        if ending.arguments.get("summary"):
+            whisper = self._public(f"{telephony.WHISPER_PATH}?call={call_sid}")
+        return twiml.dial_twiml(
+            str(ending.arguments["to"]),
+            action=self._public(telephony.AFTER_DIAL_PATH),
+            whisper=whisper,
+        )
+
+    def after_dial(self, scope: Scope, form: Form) -> str:
+        """Return the TwiML for a call that was put through: the end, or back if nobody answered."""
+        call_sid, status = _sid(form, "CallSid"), _text(form, "DialCallStatus")
+        log.info("put_through", extra={"call_sid": call_sid, "dial_status": status})
+        if not self.onward.dialled(call_sid, status):
+            return twiml.hang_up_twiml()
+        return self._back(scope, form)
+
+    def _back(self, scope: Scope, form: Form, digits: str = "") -> str:
+        call_sid, account_sid = _sid(form, "CallSid"), _sid(form, "AccountSid")
+        token = self.lines.renew(call_sid, account_sid, now=trio.current_time())
+        if token is None:
+            return twiml.busy_twiml()
+        return self._stream_twiml(scope, token, digits)
+
+    def whisper(self, call_sid: str) -> str:
+        """Return the TwiML of what somebody hears before a caller is put through to them."""
+        ending = self.onward.ending(call_sid)
+        text = "" if ending is None else str(ending.arguments.get("summary", ""))
+        return twiml.say_twiml(text, self.settings.language)
+
+    # --- Answering machines
+
+    def answered_by(self, call_sid: str, who: str) -> None:
+        """Keep who has answered, by Twilio's ears; empty: not known."""
+        if who:
+            self.store.answered(call_sid, at=wall_clock(), by=who)
+            log.info("answered_by", extra={"call_sid": call_sid, "who": who})
+
+    def take_amd(self, form: Form) -> tuple[str, str]:
+        """Record what answered a call; return which call, and what. Raises as `answer`."""
+        call_sid, who = _sid(form, "CallSid"), _text(form, "AnsweredBy")
+        self.answered_by(call_sid, who)
+        return call_sid, who
 
     def take_status(self, form: Form) -> None:
         """Record a status callback, of whatever call. Raises as `answer`."""
@@ -161,6 +267,7 @@ class Switchboard:
         )
         if status in FINAL_STATUSES:
             self.lines.release(call_sid, unused_only=True)
+            self._asked.pop(call_sid, None)
 
     def take_stream_status(self, form: Form) -> None:
         """Record a stream status callback. Raises as `answer`."""
@@ -183,7 +290,7 @@ class Switchboard:
     def live(self, call_sid: str, parameters: Mapping[str, str] | None = None) -> Iterator[None]:
         """Hold the line and the record of a call while its engine runs."""
         told = dict(parameters or {})
-        told.pop(telephony.TOKEN_PARAMETER, None)  # it is no news to anybody, and a secret
+        told.pop(twiml.TOKEN_PARAMETER, None)  # it is no news to anybody, and a secret
         with self.lines.held(call_sid), self.store.live(call_sid, wall_clock, told):
             yield
 

@@ -1,4 +1,4 @@
-"""Twilio around the media stream: REST calls, TwiML, request signatures.
+"""Twilio around the media stream: REST calls and request signatures.
 
 The twilio SDK builds and reads the messages; its own transports are synchronous or asyncio, so
 the bytes go through httpx on Trio. Nothing of the SDK or of httpx leaves this file: refusals
@@ -20,11 +20,12 @@ import httpx
 import trio
 from twilio.base.exceptions import TwilioException  # type: ignore[import-untyped]  # ships no types
 from twilio.request_validator import RequestValidator  # type: ignore[import-untyped]  # ditto
-from twilio.twiml.voice_response import Stream, VoiceResponse  # type: ignore[import-untyped]  # "
 
-from voicebot.config import E164, Settings
+from voicebot.config import Settings
 from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
+from voicebot.outbound import OutboundCall, missing_settings, read_call
 from voicebot.plan import CONNECTING, TROUBLE
+from voicebot.twiml import parting_twiml
 
 if TYPE_CHECKING:
     from twilio.rest import Client  # type: ignore[import-untyped]  # ships no types
@@ -34,11 +35,14 @@ VOICE_PATH: Final = "/twilio/voice"
 STATUS_PATH: Final = "/twilio/status"
 STREAM_STATUS_PATH: Final = "/twilio/stream-status"
 STREAM_PATH: Final = "/twilio/stream"
-TOKEN_PARAMETER: Final = "token"  # name of the <Parameter>, and in start.customParameters
+AMD_PATH: Final = "/twilio/amd"
+AFTER_STREAM_PATH: Final = "/twilio/after-stream"
+AFTER_DIAL_PATH: Final = "/twilio/after-dial"
+WHISPER_PATH: Final = "/twilio/whisper"
+DIAL_ARGUMENT: Final = "dial"  # of the voice webhook's URL: which request this call is from
 
 # Creating a call takes Twilio well under a second; past this nobody is waiting any more.
 REQUEST_DEADLINE_S: Final = 10.0
-RING_TIMEOUT_S: Final = 30  # about six rings; Twilio may add 5 s
 TIME_LIMIT_S: Final = 3600  # a line left open must not run up a bill; Twilio's own limit is hours
 
 # --- REST ---------------------------------------------------------------------------------------
@@ -63,8 +67,11 @@ class Telephony:
         self._language = language
         self._transfer_to = transfer_to
 
-    async def place_call(self, to: str, from_: str) -> PlacedCall:
+    async def place_call(self, call: OutboundCall, key: str = "") -> PlacedCall:
         """Dial a number; when it is answered Twilio asks `VOICE_PATH` what to do.
+
+        Args:
+            key: comes back in `DIAL_ARGUMENT`, maybe before this returns.
 
         Raises:
             ProviderRejected: Twilio refused; `explain` knows the usual codes.
@@ -73,19 +80,29 @@ class Telephony:
 
         Cancellation: the call may have been placed.
         """
+        url = self._public_url + VOICE_PATH + (f"?{DIAL_ARGUMENT}={key}" if key else "")
+        options: dict[str, Any] = {}
+        if call.machine_detection != "off":
+            # The end of what a machine says is of interest to who has something to leave.
+            options["machine_detection"] = "DetectMessageEnd" if call.voicemail else "Enable"
+        if call.machine_detection == "during":
+            options["async_amd"] = "true"
+            options["async_amd_status_callback"] = self._public_url + AMD_PATH
+            options["async_amd_status_callback_method"] = "POST"
         with _mapped_errors():
-            call = await self._calls.create_async(
-                to=to,
-                from_=from_,
-                url=self._public_url + VOICE_PATH,
+            placed = await self._calls.create_async(
+                to=call.to,
+                from_=call.from_,
+                url=url,
                 method="POST",
                 status_callback=self._public_url + STATUS_PATH,
                 status_callback_method="POST",
                 status_callback_event=["initiated", "ringing", "answered", "completed"],
-                timeout=RING_TIMEOUT_S,
+                timeout=call.ring_timeout_s,
                 time_limit=TIME_LIMIT_S,
+                **options,
             )
-        return _placed(call)
+        return _placed(placed)
 
     async def fetch_call(self, sid: str) -> PlacedCall:
         """Return what Twilio knows of a call. Raises as `place_call`."""
@@ -321,34 +338,6 @@ def explain(error: ProviderError) -> Refusal:
     )
 
 
-# --- Placing a call, from the API or from the shell -----------------------------------------------
-
-
-def check_call(fields: Mapping[str, object], settings: Settings) -> dict[str, str]:
-    """Return every problem of a request to place a call, by field; empty if there is none."""
-    problems = {name: "is not a known field" for name in fields if name not in {"to", "from"}}
-    for name, default in (("to", ""), ("from", settings.twilio_from_number)):
-        value = fields.get(name, default)
-        if name not in fields and not default:
-            problems[name] = "is missing"
-        elif not isinstance(value, str):
-            problems[name] = "must be text"
-        elif not E164.fullmatch(value):
-            problems[name] = "must be E.164: + and 7 to 15 digits, like +15550100123"
-    return problems
-
-
-def missing_settings(settings: Settings, *, from_given: bool) -> list[str]:
-    """Return the names of the settings without which no call can be placed."""
-    needed = {
-        "TWILIO_ACCOUNT_SID": settings.twilio_account_sid,
-        "TWILIO_AUTH_TOKEN": settings.twilio_auth_token.get_secret_value(),
-        "PUBLIC_URL": settings.public_url,
-        "TWILIO_FROM_NUMBER": settings.twilio_from_number or from_given,
-    }
-    return [name for name, value in needed.items() if not value]
-
-
 async def call_command(settings: Settings, to: str, from_: str | None = None) -> tuple[int, str]:
     """Place a call from the shell.
 
@@ -358,64 +347,17 @@ async def call_command(settings: Settings, to: str, from_: str | None = None) ->
     """
     if missing := missing_settings(settings, from_given=from_ is not None):
         return 2, f"cannot call: set {', '.join(missing)}"
-    fields = {"to": to} if from_ is None else {"to": to, "from": from_}
-    if problems := check_call(fields, settings):
-        return 2, "cannot call: " + "; ".join(f"{name} {text}" for name, text in problems.items())
+    asked = read_call({"to": to} if from_ is None else {"to": to, "from": from_}, settings)
+    if not isinstance(asked, OutboundCall):
+        return 2, "cannot call: " + "; ".join(f"{name} {text}" for name, text in asked.items())
     try:
         async with open_telephony(settings) as telephony:
-            call = await telephony.place_call(to, from_ or settings.twilio_from_number)
+            call = await telephony.place_call(asked)
     except ProviderError as exc:
         refusal = explain(exc)
         code = f" (Twilio {refusal.code})" if refusal.code else ""
         return 1, f"not called: {refusal.message}{code}; {refusal.hint}"
     return 0, f"{call.status} {call.sid}; it is answered by the server at {settings.public_url}"
-
-
-# <Say> takes a language with its region only. Source: twilio.com/docs/voice/twiml/say.
-_SAY_LANGUAGES: Final = {
-    **{"en": "en-US", "de": "de-DE", "fr": "fr-FR", "es": "es-ES", "it": "it-IT", "nl": "nl-NL"},
-    **{"pt": "pt-BR", "multi": "en-US"},
-}
-
-# --- TwiML ----------------------------------------------------------------------------------------
-
-
-def stream_twiml(stream_url: str, token: str, status_callback: str | None = None) -> str:
-    """Return TwiML that connects the call to the media stream, with its one-time token.
-
-    `<Connect>` is the last verb and has no action: when the stream ends the call is hung up.
-    The token is a `<Parameter>` because Twilio drops a query string from the URL.
-    """
-    response = VoiceResponse()
-    stream = Stream(url=stream_url, status_callback=status_callback)
-    stream.parameter(name=TOKEN_PARAMETER, value=token)
-    response.connect().append(stream)
-    return str(response)
-
-
-def busy_twiml() -> str:
-    """Return TwiML for a caller that no line is free for."""
-    response = VoiceResponse()
-    response.say("All lines are busy. Please call again later.")
-    response.hangup()
-    return str(response)
-
-
-def parting_twiml(text: str, language: str, transfer_to: str = "") -> str:
-    """Return TwiML for a caller whose bot cannot go on: say so, and put through or hang up.
-
-    Args:
-        text: said by Twilio's own voice; empty where the bot could say so itself.
-        language: BCP 47, of the text. Twilio has a voice for each of the usual ones.
-        transfer_to: E.164; empty: hang up.
-    """
-    response = VoiceResponse()
-    if text:
-        response.say(text, language=_SAY_LANGUAGES.get(language.lower(), language))
-    if transfer_to:
-        response.dial(transfer_to)
-    response.hangup()
-    return str(response)
 
 
 # --- Signatures -----------------------------------------------------------------------------------

@@ -18,27 +18,12 @@ from typing import Any, Final
 
 import trio
 
+from voicebot.parting import Parting, read_arguments
 from voicebot.ports import Tool, ToolCall
 
-HANG_UP: Final = "hang_up"
-HANG_UP_RESULT: Final = "the call ends as soon as the caller has heard your goodbye"
 NOT_STARTED: Final = "not run: the caller interrupted"
 BROKEN_OFF: Final = "broken off before it had finished"
 TOO_LATE: Final = "failed: it took too long"
-
-
-async def _nothing(arguments: Any) -> str:
-    raise AssertionError("the call ends itself")
-
-
-#: Offered to the model beside the bot's own tools; run by the call.
-HANG_UP_TOOL: Final = Tool(
-    HANG_UP,
-    "End the phone call. Say goodbye in the same answer: the line is closed once the caller has "
-    "heard it. Use it only when the conversation is over.",
-    {"type": "object", "properties": {}},
-    _nothing,
-)
 
 
 @dataclass(slots=True, eq=False)
@@ -63,13 +48,20 @@ class Job:
 class Toolbox:
     """The tools of one call."""
 
-    def __init__(self, tools: Sequence[Tool], *, may_hang_up: bool) -> None:
+    def __init__(
+        self, tools: Sequence[Tool], partings: Sequence[Parting] = (), *, numbered: int = 0
+    ) -> None:
+        """`numbered`: how many calls there are in a conversation that goes on."""
         self._tools = {tool.name: tool for tool in tools}
-        # A bot may have a tool of that name itself.
-        self._ends_call = may_hang_up and HANG_UP not in self._tools
-        self.offered = ((HANG_UP_TOOL,) if self._ends_call else ()) + tuple(tools)
+        # A bot may have a tool of such a name itself.
+        self._partings = {
+            parting.tool.name: parting
+            for parting in partings
+            if parting.tool.name not in self._tools
+        }
+        self.offered = (*(parting.tool for parting in self._partings.values()), *tools)
         self._once: dict[tuple[str, str], Job] = {}  # not to be run again for their request
-        self._numbers = 0
+        self._numbers = numbered
         self.unfinished: list[Job] = []
 
     def name(self, call: ToolCall) -> ToolCall:
@@ -77,21 +69,18 @@ class Toolbox:
         self._numbers += 1
         return ToolCall(f"call_{self._numbers}", call.name, call.arguments)
 
-    def ends_call(self, call: ToolCall) -> bool:
-        """Whether this call is for the bot itself to hang up."""
-        return self._ends_call and call.name == HANG_UP
+    def parting(self, call: ToolCall) -> Parting | None:
+        """Return what this call ends the stream with, if it is for the bot itself to do so."""
+        return self._partings.get(call.name)
 
     def ask(self, call: ToolCall) -> tuple[Job | None, str]:
         """Return the job that answers a call, new or not; or None and what to tell the model."""
         tool = self._tools.get(call.name)
         if tool is None:
             return None, f"there is no tool named {call.name}"
-        try:
-            arguments = json.loads(call.arguments or "{}")
-        except (ValueError, RecursionError) as exc:
-            return None, f"the arguments are not JSON: {exc}"
-        if not isinstance(arguments, dict):
-            return None, "the arguments must be a JSON object"
+        arguments = read_arguments(call.arguments)
+        if isinstance(arguments, str):
+            return None, arguments
         key = (tool.name, json.dumps(arguments, sort_keys=True))
         if not tool.idempotent and key in self._once:
             job = self._once[key]

@@ -25,6 +25,7 @@ from voicebot.errors import (
     RequestTooLong,
 )
 from voicebot.llm import open_chat
+from voicebot.outbound import OutboundCall
 from voicebot.standins import (
     API_KEY,
     FAULTS,
@@ -121,7 +122,7 @@ async def dial(standins: Standins, got: list[Any]) -> None:
         }
     )
     async with open_telephony(settings) as port:
-        got.append(await port.place_call("+15550100123", "+15550100456"))
+        got.append(await port.place_call(OutboundCall("+15550100123", "+15550100456")))
 
 
 CLIENTS: Final = {"listen": listen, "speak": say, "chat": think, "rest": dial}

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final, Literal
+from typing import Final
 
 import trio
 
@@ -45,7 +45,7 @@ from voicebot.simulator.caller import (
 from voicebot.simulator.happenings import Media
 from voicebot.simulator.line import Line, MemoryLine, open_memory_line
 from voicebot.simulator.network import PERFECT, Network, Pipe
-from voicebot.simulator.recording import Ended, Recording
+from voicebot.simulator.recording import Ended, EndedBy, Recording
 from voicebot.simulator.twilio_end import Identity, MediaStream
 
 __all__ = [  # all that a test of a bot needs, except `verdict.judge`
@@ -70,19 +70,30 @@ CLOSE_S: Final = 2.0  # a server that does not answer the close gets no more tha
 
 
 async def run_call(
-    line: Line, script: Script, identity: Identity | None = None, network: Network = PERFECT
+    line: Line,
+    script: Script,
+    identity: Identity | None = None,
+    network: Network = PERFECT,
+    *,
+    taken_away: trio.Event | None = None,
 ) -> Recording:
     """Hold one call: connected, start, the script, stop, close.
+
+    Args:
+        taken_away: once set, Twilio ends the stream, because the call goes on elsewhere or was
+            ended by its REST API.
 
     A server that goes away ends the call, which is an outcome and no error. However the call
     ends, the line is closed then, a half-open one too.
 
-    Owns: the task that reads the line; the line is closed at the end.
+    Owns: the tasks that read the line and wait for `taken_away`; the line is closed at the end.
     Cancellation: safe; whoever opened the line drops it.
     """
     call = _Call(line, script, identity or Identity(), network)
-    async with trio.open_nursery() as nursery:  # owns: listen; ends when the call has
+    async with trio.open_nursery() as nursery:  # owns: listen, leave; ends when the call has
         nursery.start_soon(call.listen, name="listen")
+        if taken_away is not None:
+            nursery.start_soon(call.leave, taken_away, name="leave")
         await call.speak()
         nursery.cancel_scope.cancel(reason="call has ended")
     with trio.move_on_after(CLOSE_S):
@@ -122,6 +133,16 @@ class _Call:
         except SocketClosed as closed:
             self._lose(closed)
         self._listening = False
+
+    async def leave(self, taken_away: trio.Event) -> None:
+        """End the stream, as Twilio does, when it is told to."""
+        await taken_away.wait()
+        now = trio.current_time()
+        self._catch_up(now)
+        if self._ended is None:
+            self._post([self._stream.stop()], now)
+            self._end("twilio", now)
+            self._wake()
 
     async def speak(self) -> None:
         """Send everything there is to send: the only sender.
@@ -250,9 +271,7 @@ class _Call:
 
     # ---------------------------------------------------------------- the end
 
-    def _end(
-        self, by: Literal["caller", "bot", "limit", "network"], at: float, code: int | None = None
-    ) -> None:
+    def _end(self, by: EndedBy, at: float, code: int | None = None) -> None:
         if self._ended is None:
             self._stream.end(at)
             self._ended = Ended(self._stream.at_ms(at), by, code)

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
-from xml.etree import ElementTree
 
 import h11
 import httpx
@@ -36,13 +35,13 @@ from wsproto.utilities import ProtocolError as WebSocketProtocolError
 
 from voicebot.errors import CallRefused, SocketClosed
 from voicebot.simulator.call import CLOSE_S, Identity
+from voicebot.simulator.twiml import parameters_of, parse
 
 VOICE_PATH: Final = "/twilio/voice"
 CALLER: Final = "+12025550147"  # 555-01xx numbers are for fiction and belong to nobody
 CALLED: Final = "+12025550188"
 WEBHOOK_S: Final = 15.0  # Twilio gives up on a webhook after this
 CONNECT_S: Final = 10.0  # what Twilio allows for TCP; for the upgrade nothing is documented
-TWIML_BYTES: Final = 65_536  # Twilio takes 4,000 characters inline; more is no TwiML of a call
 MESSAGE_BYTES: Final = 8 * 1024 * 1024  # ten minutes of audio in one message, the buffer's cap
 QUEUED_MESSAGES: Final = 64  # so that pings and close are seen while the caller is busy
 READY_S: Final = 60.0  # a server with embedded speech loads its models first
@@ -124,7 +123,7 @@ async def dial(server: str, account: Account) -> Answer:
         raise CallRefused(f"{url}: answered {response.status_code} and no TwiML")
     stream_url, parameters = read_twiml(response.content)
     return Answer(
-        urljoin(_as_websocket(public_url), stream_url),
+        urljoin(as_websocket(public_url), stream_url),
         Identity(account.sid, call.call_sid, call.stream_sid, parameters),
     )
 
@@ -135,12 +134,7 @@ def read_twiml(twiml: bytes) -> tuple[str, dict[str, str]]:
     Raises:
         CallRefused: the TwiML does something else; says what.
     """
-    if len(twiml) > TWIML_BYTES:
-        raise CallRefused(f"the TwiML is too long: {len(twiml)} bytes")
-    try:
-        response = ElementTree.fromstring(twiml)
-    except ElementTree.ParseError as exc:
-        raise CallRefused(f"the answer is not TwiML: {exc}") from exc
+    response = parse(twiml)
     stream = response.find("./Connect/Stream")
     url = "" if stream is None else stream.get("url", "")
     if stream is None or not url:
@@ -148,17 +142,14 @@ def read_twiml(twiml: bytes) -> tuple[str, dict[str, str]]:
         raise CallRefused(
             f"the server did not connect a media stream but answered: {verbs or 'nothing'}"
         )
-    return url, {
-        parameter.get("name", ""): parameter.get("value", "")
-        for parameter in stream.iterfind("Parameter")
-    }
+    return url, parameters_of(stream)
 
 
 def _say(error: Exception) -> str:
     return str(error) or type(error).__name__  # many errors of the network have no message
 
 
-def _as_websocket(url: str) -> str:
+def as_websocket(url: str) -> str:
     parts = urlsplit(url)
     return urlunsplit(parts._replace(scheme={"http": "ws", "https": "wss"}[parts.scheme]))
 

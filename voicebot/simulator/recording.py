@@ -16,16 +16,19 @@ from voicebot.simulator.happenings import Clear, Echo, Happening, Mark, Media, P
 from voicebot.simulator.network import PERFECT, Network
 from voicebot.simulator.twilio_end import Identity
 
+EndedBy = Literal["caller", "bot", "limit", "network", "twilio"]
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Who ended the call; `limit` is `Script.limit_s`, `network` is `Network.close_at_s`.
+    """Who ended the stream; `limit` is `Script.limit_s`, `network` is `Network.close_at_s`.
 
+    `twilio`: its REST API was told to end the call, or to go on with something else.
     `code`: the bot's close code.
     """
 
     at_ms: float
-    by: Literal["caller", "bot", "limit", "network"]
+    by: EndedBy
     code: int | None = None
 
 

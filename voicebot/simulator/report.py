@@ -106,6 +106,8 @@ def _events(recording: Recording) -> list[dict[str, Any]]:
             events.append(_event(ended.at_ms, "twilio", "time_limit"))
         case "network":
             events.append(_event(ended.at_ms, "twilio", "line_drops"))
+        case "twilio":
+            events.append(_event(ended.at_ms, "twilio", "stream_ends"))
         case _ as unreachable:
             assert_never(unreachable)
     return events

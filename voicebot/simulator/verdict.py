@@ -279,6 +279,7 @@ class _Judge:
             "bot": "the bot",
             "limit": "the time limit",
             "network": "the network",
+            "twilio": "Twilio, being told to,",
         }[ended.by]
         for utterance in recording.script.utterances[len(recording.spoken) :]:
             yield f"{utterance.name} was not spoken: {who} ended the call before"

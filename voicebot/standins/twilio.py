@@ -5,16 +5,16 @@
         twilio.refuse_to["+15550100"] = UNVERIFIED_TO
 
 It keeps calls but does not telephone: a call stays `queued` until `advance` moves it or an
-update ends it. Media Streams are the simulator's part.
+update ends it, unless a `network` takes them on (`voicebot.testing.open_telephone`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from voicebot.standins.http11 import (
     Answer,
@@ -66,6 +66,18 @@ class RestConduct(Conduct):
 REST: Final = RestConduct()
 
 
+class PhoneNetwork(Protocol):
+    """Who really calls. Forms are as they came in, with names that repeat."""
+
+    def place(self, sid: str, form: Sequence[tuple[str, str]]) -> None:
+        """Begin a call."""
+        ...
+
+    def update(self, sid: str, form: Sequence[tuple[str, str]]) -> None:
+        """Do something else with a live call."""
+        ...
+
+
 @dataclass(eq=False, slots=True)
 class Call:
     """One call. `form` is what the client sent to create it, `updates` what it sent after."""
@@ -74,6 +86,8 @@ class Call:
     form: list[tuple[str, str]]
     status: str = "queued"
     updates: list[dict[str, str]] = field(default_factory=list)
+    direction: str = "outbound-api"
+    answered_by: str | None = None
 
     def last(self, name: str) -> str:
         """Return a field as given at creation, empty where it was not."""
@@ -97,6 +111,7 @@ class Twilio:
         self.calls: dict[str, Call] = {}
         self.refuse_to = dict(MAGIC_TO)
         self.refuse_from = dict(MAGIC_FROM)
+        self.network: PhoneNetwork | None = None
         self.server: HttpServer
         self._account_sid = account_sid
         self._auth_token = auth_token
@@ -109,6 +124,12 @@ class Twilio:
     def advance(self, sid: str, status: str) -> None:
         """Let something happen to a call that the client did not ask for."""
         self.calls[sid].status = status
+
+    def adopt(self, sid: str, *, from_: str, to: str) -> Call:
+        """Return a call, made now if it came in and is not known."""
+        return self.calls.setdefault(
+            sid, Call(sid, [("From", from_), ("To", to)], direction="inbound")
+        )
 
     async def answer(self, exchange: Exchange, answer: Answer) -> None:
         """Serve one request."""
@@ -143,6 +164,8 @@ class Twilio:
             return 0, error
         call = Call(f"CA{len(self.calls) + 1:032x}", form)
         self.calls[call.sid] = call
+        if self.network is not None:
+            self.network.place(call.sid, form)
         return 201, call
 
     def _update(self, call: Call, exchange: Exchange) -> tuple[int, Call | ApiError]:
@@ -150,13 +173,15 @@ class Twilio:
         if call.finished:
             return 0, NOT_IN_PROGRESS
         match form.get("Status"):
-            case "completed":
+            case "completed" if self.network is None:
                 call.status = "completed"
             case "canceled" if call.status in ("queued", "ringing"):
                 call.status = "canceled"
             case "canceled":
                 return 0, NOT_CANCELABLE
         call.updates.append(form)
+        if self.network is not None:
+            self.network.update(call.sid, exchange.form)
         return 200, call
 
     def _render(self, call: Call) -> dict[str, Any]:
@@ -177,8 +202,8 @@ class Twilio:
             "duration": "0" if call.finished else None,
             "price": None,
             "price_unit": "USD",
-            "direction": "outbound-api",
-            "answered_by": None,
+            "direction": call.direction,
+            "answered_by": call.answered_by,
             "api_version": "2010-04-01",
             "forwarded_from": None,
             "group_sid": None,

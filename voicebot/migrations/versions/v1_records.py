@@ -24,18 +24,14 @@ def upgrade() -> None:
         sa.Column("ended_at", moment),
         sa.Column("duration_s", sa.Integer),
         *(sa.Column(name, sa.Text) for name in ("stream", "stream_error", "outcome", "process")),
+        sa.Column("live", sa.Boolean, nullable=False),
+        sa.Column("streams", sa.Integer, nullable=False),
         sa.Column("answered_by", sa.Text),
         *(sa.Column(name, json) for name in ("metadata", "parameters", "summary")),
     )
     op.create_index("calls_by_time", "calls", ["created_at", "sid"])
-    unfinished = sa.text("outcome IS NULL")
-    op.create_index(
-        "calls_unfinished",
-        "calls",
-        ["process"],
-        sqlite_where=unfinished,
-        postgresql_where=unfinished,
-    )
+    live = sa.text("live")
+    op.create_index("calls_live", "calls", ["process"], sqlite_where=live, postgresql_where=live)
     op.create_table(
         "turns",
         sa.Column("call_sid", sa.Text, _call(), primary_key=True),

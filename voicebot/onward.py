@@ -1,0 +1,71 @@
+"""What a call goes on with when its media stream has ended, and how it comes back.
+
+Synchronous, in memory: a stream that ends and the request for what follows meet in one process.
+The engine says what the bot wants (`parting.Ending`); Twilio asks for it by the `action` of
+`<Connect>`, and by that of `<Dial>` when somebody has been talked to, or has not answered. A call
+that comes back goes on with the same conversation, in which the tool has a result now.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from voicebot.parting import Ending, Resumption
+
+KEPT: Final = 1_000  # calls away at once; each has a conversation of some kilobytes
+# A call of any length may come back from whom it was put through to; see `plan.call_s`.
+AWAY_S: Final = 7_200.0
+
+SENT: Final = "the keys were pressed"
+NOBODY: Final = "nobody took the call ({}); you are talking to the caller again: tell them"
+
+_TALKED: Final = frozenset({"completed", "answered"})
+
+
+@dataclass(slots=True)
+class _Away:
+    ending: Ending
+    since: float
+    result: str = ""  # of what it went away for; empty: not known yet
+
+
+class Onward:
+    """The calls that are away from their bot. `now` is in seconds on the Trio clock."""
+
+    def __init__(self) -> None:
+        self._away: dict[str, _Away] = {}  # oldest first
+
+    def leave(self, sid: str, ending: Ending, now: float) -> None:
+        """Keep what a call went away for."""
+        self._away.pop(sid, None)
+        self._away[sid] = _Away(ending, now)
+        for stale in [one for one, away in self._away.items() if away.since + AWAY_S <= now]:
+            del self._away[stale]
+        while len(self._away) > KEPT:
+            del self._away[next(iter(self._away))]
+
+    def ending(self, sid: str) -> Ending | None:
+        """Return what a call is away for."""
+        away = self._away.get(sid)
+        return None if away is None else away.ending
+
+    def dialled(self, sid: str, status: str) -> bool:
+        """Take how a transfer went; return whether the call comes back to the bot."""
+        away = self._away.get(sid)
+        if away is None or status in _TALKED:
+            self._away.pop(sid, None)
+            return False
+        away.result = NOBODY.format(status)
+        return True
+
+    def sent(self, sid: str) -> None:
+        """Note that the keys are pressed by the time the call is back."""
+        self._away[sid].result = SENT
+
+    def come_back(self, sid: str, now: float) -> Resumption | None:
+        """Return what a new stream of a call goes on with; None: it is a new call."""
+        away = self._away.pop(sid, None)
+        if away is None or not away.result:
+            return None
+        return away.ending.came_back(away.result, now - away.since)

@@ -1,0 +1,28 @@
+"""What can be done with a live call from outside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class Remote:
+    """Held by whoever may want something of a call, and given to `run_call`. Synchronous."""
+
+    def __init__(self) -> None:
+        self._message = ""
+        self._leave: Callable[[str], None] | None = None
+
+    def leave_message(self, text: str) -> None:
+        """Have the call say this to a machine, whatever it is doing, and end.
+
+        A call that has not begun says nothing else then.
+        """
+        self._message = text
+        if self._leave is not None:
+            self._leave(text)
+
+    def attach(self, leave_message: Callable[[str], None]) -> None:
+        """Say what does it, once the call is there."""
+        self._leave = leave_message
+        if self._message:
+            leave_message(self._message)
