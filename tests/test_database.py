@@ -19,6 +19,7 @@ from voicebot import schema
 from voicebot.call_record import LOST, CallRecord
 from voicebot.database import Database, News, open_database
 from voicebot.errors import StoreError
+from voicebot.idempotency import InProgress, KeyReused
 
 __all__ = ["database_url", "postgres_server"]  # fixtures
 
@@ -273,7 +274,77 @@ def test_old_calls_go_with_their_turns_and_tools_and_unfinished_ones_stay(
             assert len(connection.execute(select(table)).all()) == 2
 
 
+# --- Requests that must be done once
+
+
+def test_a_request_is_done_once_whichever_process_is_asked(
+    open_one: Callable[[], Database],
+) -> None:
+    one, other = open_one(), open_one()
+
+    assert one.begin_request("key", "body") is None
+    with pytest.raises(InProgress):
+        other.begin_request("key", "body")
+    with pytest.raises(KeyReused):
+        other.begin_request("key", "another")
+    one.end_request("key", ({"call_sid": "CA1"}, 201))
+    assert other.begin_request("key", "body") == ({"call_sid": "CA1"}, 201)
+    assert other.begin_request("another key", "body") is None
+    other.end_request("another key", None)  # nothing was done
+    assert one.begin_request("another key", "body") is None
+
+
+def test_a_key_is_forgotten_after_a_day(database: Database) -> None:
+    assert database.begin_request("key", "body") is None
+    with database.engine.begin() as connection:
+        connection.execute(update(schema.requests).values(at="2020-01-01T00:00:00.000+00:00"))
+
+    assert database.begin_request("key", "another") is None
+
+
+def test_of_many_who_ask_at_once_one_does_it(open_one: Callable[[], Database]) -> None:
+    answers: list[str] = []
+    databases = [open_one() for _ in range(6)]
+    start = threading.Barrier(len(databases))
+
+    def ask(database: Database) -> None:
+        start.wait(10)
+        try:
+            answers.append("new" if database.begin_request("key", "body") is None else "known")
+        except InProgress:
+            answers.append("in progress")
+
+    threads = [threading.Thread(target=ask, args=(database,)) for database in databases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert sorted(answers) == ["in progress"] * 5 + ["new"]
+
+
 # --- Versions
+
+
+def test_a_database_of_version_1_is_brought_up_to_date_and_keeps_its_calls(
+    database_url: str,
+) -> None:
+    engine = schema.open_engine(database_url)
+    schema.upgrade(engine, "1")
+    Database(engine).write([news(record(process="p1", outcome="hung_up"), turn(0, heard="Hi."))])
+    with engine.connect() as connection:
+        assert schema.version(connection) == "1"
+    engine.dispose()
+
+    database = open_database(database_url)
+
+    with database.engine.connect() as connection:
+        assert schema.version(connection) == schema.HEAD
+    found = database.get("CA1")
+    assert found is not None
+    assert [each["heard"] for each in found.turns] == ["Hi."]
+    assert database.begin_request("key", "body") is None
+    database.engine.dispose()
 
 
 def test_a_new_database_is_of_the_newest_version_and_as_the_program_has_it(

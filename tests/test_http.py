@@ -917,7 +917,7 @@ async def test_a_database_that_is_away_is_said_and_live_calls_are_shown(
 
     for answer in (listed, missing):
         assert answer.status_code == 503
-        assert "database cannot be read" in answer.json()["error"]["message"]
+        assert "database cannot be asked" in answer.json()["error"]["message"]
     assert ours.json()["status"] == "ringing"
 
 
@@ -955,3 +955,58 @@ def test_a_database_that_cannot_be_opened_stops_the_server_and_is_said(tmp_path:
         assert "VOICEBOT_DATABASE_URL: the database" in result.stderr
     assert "Traceback" not in by_ourselves.stderr
     assert "ready on" not in by_ourselves.stdout
+
+
+async def test_a_call_is_placed_once_also_over_a_restart(tmp_path: Path) -> None:
+    database = {"VOICEBOT_DATABASE_URL": f"sqlite:///{tmp_path}/calls.db"}
+    key = {"Idempotency-Key": "k"}
+    answers = []
+    async with open_fake_twilio() as twilio:
+        for _ in range(2):
+            settings = load({"TWILIO_API_URL": twilio.url, **TWILIO, **database})
+            async with on_hypercorn(create_app(settings, open_placing_service)) as url:
+                async with httpx.AsyncClient(base_url=url) as client:
+                    answers.append(await client.post("/calls", json={"to": TO}, headers=key))
+                    other = await client.post("/calls", json={"to": FROM}, headers=key)
+                    assert other.status_code == 422
+
+    first, again = answers
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json() == first.json()
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert len(twilio.asked) == 1
+
+
+async def test_no_keyed_call_is_placed_while_the_database_is_away_and_later_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: Database, *args: Any) -> None:
+        raise OperationalError("INSERT", {}, OSError("gone"))
+
+    database = {"VOICEBOT_DATABASE_URL": f"sqlite:///{tmp_path}/calls.db"}
+    key = {"Idempotency-Key": "k"}
+    async with open_fake_twilio() as twilio:
+        settings = load({"TWILIO_API_URL": twilio.url, **TWILIO, **database})
+        async with on_hypercorn(create_app(settings, open_placing_service)) as url:
+            async with httpx.AsyncClient(base_url=url) as client:
+                with monkeypatch.context() as context:
+                    context.setattr(Database, "begin_request", away)
+                    refused = await client.post("/calls", json={"to": TO}, headers=key)
+                placed = await client.post("/calls", json={"to": TO}, headers=key)
+
+    assert refused.status_code == 503
+    assert "database cannot be asked" in refused.json()["error"]["message"]
+    assert placed.status_code == 201
+    assert len(twilio.asked) == 1
+
+
+@asynccontextmanager
+async def open_placing_service(board: Switchboard) -> AsyncGenerator[Service]:
+    async def serve_media(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("no stream is opened here")
+
+    async with (
+        open_archive(board.settings, board.store, board.metrics) as archive,
+        open_telephony(board.settings) as phone,
+    ):
+        yield Service(serve_media, phone, archive=archive)

@@ -12,6 +12,7 @@ SQLAlchemy is imported in the worker thread, and only if there is a database.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -263,6 +264,25 @@ class Archive:
         for sid in list(self._pending):
             self._give_up(sid, f"the database did not take it within {FLUSH_S:g} s of the end")
 
+    # --- Requests that must be done once, whichever process is asked
+
+    async def begin_request(self, key: str, body: bytes) -> tuple[Mapping[str, Any], int] | None:
+        """As `Idempotency.begin`, for all processes, and after a restart.
+
+        Raises:
+            KeyReused, InProgress: see there.
+            StoreError: the database does not answer, so nothing can be promised.
+        """
+        digest = hashlib.sha256(body).hexdigest()
+        return await self._ask(lambda: self._database.begin_request(key, digest))
+
+    async def end_request(self, key: str, answer: tuple[Mapping[str, Any], int] | None) -> None:
+        """As `Idempotency.end`. Never raises: what cannot be kept is logged."""
+        try:
+            await self._ask(lambda: self._database.end_request(key, answer))
+        except StoreError as exc:
+            _log.error("answer_not_kept", extra={"error": str(exc)})
+
     # --- Reading
 
     async def get(self, sid: str) -> CallRecord | None:
@@ -273,7 +293,7 @@ class Archive:
         """
         ours = self._store.get(sid)
         try:
-            known = await self._read(lambda: self._database.get(sid))
+            known = await self._ask(lambda: self._database.get(sid))
         except StoreError:
             if ours is None:
                 raise
@@ -286,7 +306,7 @@ class Archive:
         Raises:
             StoreError: the database cannot be read.
         """
-        found = await self._read(lambda: self._database.latest(count))
+        found = await self._ask(lambda: self._database.latest(count))
         known = {record.sid: record for record in found}
         for ours in self._store.latest(count):
             if (record := self._both(known.get(ours.sid), ours)) is not None:
@@ -300,7 +320,7 @@ class Archive:
         ours = self._redaction.record(ours)
         return ours if known is None else merge(known, ours)
 
-    async def _read(self, sync: Callable[[], T]) -> T:
+    async def _ask(self, sync: Callable[[], T]) -> T:
         with trio.move_on_after(READ_S):
             try:
                 return await trio.to_thread.run_sync(
@@ -309,7 +329,7 @@ class Archive:
             except Exception as exc:
                 if not self._database.is_away(exc):
                     raise
-                raise StoreError(f"the database cannot be read: {_reason(exc)}") from exc
+                raise StoreError(f"the database cannot be asked: {_reason(exc)}") from exc
         raise StoreError(f"the database has not answered for {READ_S:g} s")
 
 

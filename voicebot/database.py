@@ -42,7 +42,8 @@ from sqlalchemy.exc import (
 
 from voicebot import schema
 from voicebot.call_record import FINAL_STATUSES, LOST, CallRecord, merge
-from voicebot.schema import calls, processes, tools, turns
+from voicebot.idempotency import KEEP_S, InProgress, KeyReused
+from voicebot.schema import calls, processes, requests, tools, turns
 
 LEASE_S: Final = 60.0  # six beats may go wrong, or the database be away for most of a minute
 EXPIRED_AT_ONCE: Final = 500  # calls deleted in one transaction, which holds up others for 0.1 s
@@ -55,6 +56,9 @@ _PLAIN: Final = (  # columns that are called what the record calls them
     *("duration_s", "stream", "stream_error", "outcome", "process", "answered_by"),
     *("live", "streams", "metadata", "parameters"),
 )
+
+
+Answer = tuple[Mapping[str, Any], int]  # body and status
 
 
 @dataclass(slots=True)
@@ -193,6 +197,42 @@ class Database:
             sids = list(connection.scalars(old))
             connection.execute(delete(calls).where(calls.c.sid.in_(sids)))  # turns go with them
             return len(sids)
+
+    # --- Requests that must be done once
+
+    def begin_request(self, key: str, body: str) -> Answer | None:
+        """Return what was answered to this request before, by whatever process; None: it is new.
+
+        Raises:
+            KeyReused: with another body.
+            InProgress: it is being done, or who was doing it has gone.
+        """
+        with self.engine.begin() as connection:
+            now = self._now(connection)
+            forgotten = datetime.fromisoformat(now) - timedelta(seconds=KEEP_S)
+            old = requests.c.at < forgotten.astimezone(UTC).isoformat(timespec="milliseconds")
+            connection.execute(delete(requests).where(old))
+            row = {"key": key, "body": body, "at": now}
+            insert = self._insert(requests).on_conflict_do_nothing()
+            counted = insert.execution_options(preserve_rowcount=True)  # else PostgreSQL has none
+            if connection.execute(counted, row).rowcount == 1:
+                return None
+            known = connection.execute(select(requests).where(requests.c.key == key)).one()
+        if known.body != body:
+            raise KeyReused
+        if known.answer is None:
+            raise InProgress
+        return known.answer["body"], known.answer["status"]
+
+    def end_request(self, key: str, answer: Answer | None) -> None:
+        """Keep the answer; None: nothing was done, so it may be asked for again."""
+        its = requests.c.key == key
+        with self.engine.begin() as connection:
+            if answer is None:
+                connection.execute(delete(requests).where(its))
+            else:
+                kept = {"body": answer[0], "status": answer[1]}
+                connection.execute(update(requests).where(its).values(answer=kept))
 
     # --- Reading
 

@@ -44,7 +44,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from voicebot.errors import MissingPart, StoreError
 
-HEAD: Final = "1"  # of `migrations/versions`
+HEAD: Final = "2"  # of `migrations/versions`
 SETTING: Final = "VOICEBOT_DATABASE_URL"
 LOCK_S: Final = 5  # a backup of a small database holds its lock less than this
 CONNECT_S: Final = 5
@@ -151,6 +151,16 @@ processes: Final = Table(
     Column("place", Text, nullable=False),  # where `pid` means something
     Column("pid", Integer, nullable=False),
     Column("seen_at", Moment, nullable=False),
+)
+
+requests: Final = Table(
+    "requests",
+    tables,
+    Column("key", Text, primary_key=True),
+    Column("body", Text, nullable=False),  # its hash
+    Column("at", Moment, nullable=False),
+    Column("answer", _json()),  # and its status; none: it is being carried out
+    Index("requests_by_time", "at"),
 )
 
 
