@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Final
 
 from voicebot import config
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from voicebot.database import Database
 
 LIMIT: Final = 50  # a screenful
+UNHEARD_CHARS: Final = 80  # of what was not heard, shown; a language model may be a page ahead
 _AGO: Final = {"m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -140,10 +142,10 @@ def _turn(turn: Mapping[str, Any]) -> Iterator[str]:
     for tool in turn["tools"]:
         done = "not finished" if tool["ended"] is None else tool["result"]
         yield f"{tool['began']:8.1f} s  tool    {tool['name']}({_said(tool['arguments'])}): {done}"
-    unheard = turn["generated"].removeprefix(turn["heard"])
+    unheard = shorten(turn["generated"].removeprefix(turn["heard"]), UNHEARD_CHARS, placeholder="…")
     yield f"{at}  bot     {turn['heard'] or '(nothing was heard)'}"
     if turn["interrupted"]:
-        rest = f"; not heard: {unheard.strip()}" if unheard.strip() else ""
+        rest = f"; not heard: {unheard}" if unheard else ""
         yield f"{' ' * len(at)}          [interrupted by the caller{rest}]"
 
 

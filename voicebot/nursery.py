@@ -25,13 +25,12 @@ Imports core, ports and trio: no vendor, no socket, no JSON.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, Literal, assert_never
+from typing import Final, Literal, assert_never
 
 import trio
 
@@ -41,13 +40,11 @@ from voicebot.errors import (
     ProviderError,
     ProviderTimeout,
     RemoteProtocolError,
-    ReplyCut,
-    RequestTooLong,
     SocketClosed,
 )
 from voicebot.failover import FailoverChat, FailoverVoice
 from voicebot.floor import Bell, Floor
-from voicebot.parting import Ending, Parting, Resumption, read_arguments
+from voicebot.parting import Ending, Resumption
 from voicebot.plan import CallPlan
 from voicebot.playout import Cut, Epoch, Ledger
 from voicebot.ports import (
@@ -55,18 +52,16 @@ from voicebot.ports import (
     MediaSocket,
     Ports,
     Recogniser,
-    Tool,
-    ToolCall,
     Transcriber,
     Transcript,
 )
 from voicebot.ports import Final as FinalTranscript
 from voicebot.record import CallSummary, Journal, Moment, Outcome, ToolRecord, TurnRecord
-from voicebot.reel import Reel
 from voicebot.remote import Remote
+from voicebot.reply import Notes, OpenGuess, Reply
 from voicebot.ring import Ring
-from voicebot.sentences import SentenceSplitter
-from voicebot.toolbox import BROKEN_OFF, NOT_STARTED, TOO_LATE, Job, Toolbox
+from voicebot.thinking import Think, Thinker
+from voicebot.toolbox import BROKEN_OFF, TOO_LATE, Run, Toolbox
 from voicebot.tries import Alternatives
 from voicebot.turns import (
     EndOfTurn,
@@ -81,6 +76,7 @@ from voicebot.turns import (
     Verdict,
     WrongGuess,
 )
+from voicebot.voicing import Voicing
 from voicebot.words import words_of
 
 _log = logging.getLogger(__name__)
@@ -88,9 +84,7 @@ _log = logging.getLogger(__name__)
 PIECES: Final = 64  # sentences waiting for synthesis, so that the model's stream is drained
 CLOCK_S: Final = 0.001  # what a timer may be early by, rounding included
 OVERLAP_BYTES: Final = 2 * audio.FRAME_BYTES  # said again by who goes on: the fade takes a bit
-REEL_AHEAD_S: Final = 20.0  # synthesised and not yet spoken: 160 kB, enough for any pause
 ECHO_S: Final = 4.0  # the bot's words may be recognised so much later: a provider's slowest
-TOOL_ROUNDS: Final = 5  # times a reply may ask for tools; then the model must answer without
 
 # Ends of the call that the carrier does not know of. Not among them: a stream that broke, for
 # Twilio goes on with what follows in the TwiML, which may be another server; and one that the bot
@@ -127,68 +121,7 @@ class _EndEpoch:
     cut: Cut | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A tool to be run, and where to note it."""
-
-    job: Job
-    record: TurnRecord
-
-
-_Stage = Literal["first_text", "first_audio", "first_media"]  # of a reply
 _Outbound = _Media | _Mark | _EndEpoch
-_Think = Callable[[SentenceSplitter, "trio.MemorySendChannel[str]", "_Reply"], Awaitable[None]]
-
-
-@dataclass(slots=True)
-class _Guess:
-    """What the caller has probably said, until it is known whether that is all."""
-
-    text: str
-    reply: _Reply | None = None  # to it, once it is under way
-    right: bool | None = None
-    _settled: Bell = field(default_factory=Bell)
-
-    def settle(self, right: bool) -> None:
-        self.right = right
-        self._settled.ring()
-
-    async def is_right(self) -> bool:
-        while self.right is None:
-            await self._settled.wait()
-        return self.right
-
-
-@dataclass(slots=True)
-class _Reply:
-    """A reply under way: what think, synth and speak share."""
-
-    record: TurnRecord
-    guess: _Guess | None = None  # what it answers, if that is not certain
-    begun: bool = False  # it is a turn: from now on it may be heard, and is on record
-    reel: Reel = field(default_factory=Reel)
-    moved: Bell = field(default_factory=Bell)  # the reel has grown, or was spoken further
-    spoken: int = 0  # position up to which audio was handed to the writer
-    heard: int = 0  # position up to which the caller heard it, once an epoch has ended
-    pieces: list[str] = field(default_factory=list)  # each is a clause of the reel
-    parts: list[int] = field(default_factory=list)  # how many pieces there were at each tool call
-    failed: Outcome | None = None  # how the call ends if that happens again
-    parting: Parting | None = None  # what ends the stream once this was heard,
-    arguments: dict[str, Any] = field(default_factory=dict)  # of it,
-    parting_id: str = ""  # and of the tool call that asked for it
-
-    @property
-    def text(self) -> str:
-        """What the caller has probably said, if that is not certain."""
-        return self.guess.text if self.guess is not None else ""
-
-    def heard_parts(self) -> list[str]:
-        """Return what was heard before the first tool calls, between them, and behind the last."""
-        edges: list[int | None] = [0, *self.parts, None]
-        return [
-            self.reel.heard(self.heard, first or 0, behind)
-            for first, behind in itertools.pairwise(edges)
-        ]
 
 
 async def run_call(
@@ -232,8 +165,8 @@ async def run_call(
             async with trio.open_nursery() as nursery:  # owns the five tasks; `end` ends it
                 call.scope = nursery.cancel_scope
                 outbound_send, outbound_receive = trio.open_memory_channel[_Outbound](0)
-                jobs_send, jobs_receive = trio.open_memory_channel[_Run](0)
-                call.outbound, call.jobs = outbound_send, jobs_send
+                jobs_send, jobs_receive = trio.open_memory_channel[Run](0)
+                call.outbound, call.thinker.jobs = outbound_send, jobs_send
                 sid = socket.start.call_sid
                 nursery.start_soon(call.write, outbound_receive, name=f"write {sid}")
                 nursery.start_soon(call.listen, name=f"listen {sid}")
@@ -292,7 +225,6 @@ class _Call:
     _recognising: trio.CancelScope
     _ears: Ears
     outbound: trio.MemorySendChannel[_Outbound]
-    jobs: trio.MemorySendChannel[_Run]
 
     def __init__(
         self,
@@ -310,7 +242,8 @@ class _Call:
         self._on_turn = on_turn
         before = resumption or Resumption((), 0, 0.0)
         self.began = trio.current_time() - before.elapsed_s
-        self._journal = Journal(self.began, watch, turns=before.turns)
+        notes = Notes(Journal(self.began, watch, turns=before.turns))
+        self._journal, self._note, self._first = notes.journal, notes.note, notes.first
         self._floor = Floor()
         self._ledger = Ledger(plan.pacing)
         self._turns = Turns(plan.endpointing, ports.endpointing, plan.interruption, plan.language)
@@ -336,20 +269,23 @@ class _Call:
                 replace(rules, pause_s=plan.timeouts.transcriber_pause_s),
             )
         )
+        self.thinker = Thinker(plan, self._chat, self._dialog, self._toolbox, self._floor, notes)
+        self._voicing = Voicing(
+            plan, self._speech, ports.canned, self.thinker, self._ledger, self._turns, notes
+        )
         self._framer = audio.Framer()
         self._ring = Ring()
         self._fed = Bell()
         self._inbox: list[str] = []  # turns of the caller not answered yet
         self._idle = False  # nothing is being answered
-        self._guess: _Guess | None = None
+        self._guess: OpenGuess | None = None
         self._called = Bell()
         self._echoed = Bell()
         self._giving_up: Outcome | None = None
-        self._thinking = trio.CancelScope()  # of the newest reply
         self._voice = False  # of the caller, by the ears
         self._fell: float | None = None  # when it fell
         self._media_at = 0.0  # when media was written last
-        self._reply: _Reply | None = None  # the newest
+        self._reply: Reply | None = None  # the newest
         self._silent_at = 0.0  # when it was last heard
         self._ducks = plan.interruption.policy == "duck"
         self._failures = 0  # replies in a row that could not be given
@@ -382,9 +318,6 @@ class _Call:
                 "stale_marks": self._ledger.stale_marks,
             },
         )
-
-    def _note(self, what: str, **detail: Any) -> float:
-        return self._journal.note(trio.current_time(), what, **detail)
 
     def _provider_failed(self, error: ProviderError, left_alone: bool) -> None:
         self._journal.count("provider_failures")
@@ -500,10 +433,10 @@ class _Call:
                     self._floor.decide(confirmed)
                     self._journal.decided(trio.current_time(), confirmed)
                     if confirmed:
-                        self._thinking.cancel(reason="barge-in")
+                        self.thinker.scope.cancel(reason="barge-in")
                 case Guess(text):
                     if self._idle and not self._inbox and self._giving_up is None:
-                        self._guess = _Guess(text)
+                        self._guess = OpenGuess(text)
                         self._journal.count("guesses")
                         self._called.ring()
                 case WrongGuess():
@@ -625,9 +558,9 @@ class _Call:
     async def converse(self) -> None:
         """Greet, then answer the caller's turns until the call ends."""
         if self._goes_on:
-            await self._turn("", self._answer)
+            await self._turn("", self.thinker.answer)
         elif self._plan.greeting and self._giving_up is None:
-            await self._turn("", self._recite(self._plan.greeting))
+            await self._turn("", self.thinker.recite(self._plan.greeting))
         while True:
             while not self._inbox and self._giving_up is None and self._guess is None:
                 self._idle = True
@@ -637,7 +570,7 @@ class _Call:
                 self._floor.given()
                 deaf = self._giving_up is Outcome.NO_RECOGNITION
                 text = self._plan.farewell if deaf else self._plan.trouble
-                await self._turn("", self._recite(self._message or text))
+                await self._turn("", self.thinker.recite(self._message or text))
                 record = self._journal.turns[-1]
                 self.told = record.heard == record.generated
                 self.end(self._giving_up)
@@ -647,7 +580,7 @@ class _Call:
             if guess is None:
                 self._inbox.clear()
                 self._dialog.caller_said(text)
-            if not await self._turn(text, self._answer, guess):
+            if not await self._turn(text, self.thinker.answer, guess):
                 continue
             # It was a goodbye. A cough over its end is waited out, words are answered.
             while self._turns.caller_talking and self._giving_up is None:
@@ -671,7 +604,7 @@ class _Call:
             self.ending = Ending(outcome, reply.arguments, reply.parting_id, so_far)
         self.end(outcome)
 
-    async def _turn(self, caller: str, think: _Think, guess: _Guess | None = None) -> bool:
+    async def _turn(self, caller: str, think: Think, guess: OpenGuess | None = None) -> bool:
         """Give one reply: think, synthesise, speak, and be stopped or heard.
 
         Args:
@@ -685,7 +618,7 @@ class _Call:
         """
         number = self._journal.next_turn
         record = TurnRecord(number, caller, 0.0)
-        reply = _Reply(record, guess)
+        reply = Reply(record, guess)
         if guess is None:
             self._begin(reply)
         else:
@@ -693,9 +626,11 @@ class _Call:
         try:
             async with trio.open_nursery() as turn:  # owns think and synth
                 pieces_send, pieces_receive = trio.open_memory_channel[str](PIECES)
-                turn.start_soon(self._think, think, pieces_send, reply, name=f"think #{number}")
-                turn.start_soon(self._synth, pieces_receive, reply, name=f"synth #{number}")
-                turn.start_soon(self._fill, reply, name=f"fill #{number}")
+                turn.start_soon(
+                    self.thinker.think, think, pieces_send, reply, name=f"think #{number}"
+                )
+                turn.start_soon(self._voicing.synth, pieces_receive, reply, name=f"synth #{number}")
+                turn.start_soon(self._voicing.fill, reply, name=f"fill #{number}")
                 if guess is None or await guess.is_right():
                     record.interrupted = True  # until it is known to have been heard to its end
                     try:
@@ -720,7 +655,7 @@ class _Call:
             self._obey(self._turns.bot_ended(trio.current_time()))
         return goodbye
 
-    def _count_failure(self, reply: _Reply) -> None:
+    def _count_failure(self, reply: Reply) -> None:
         """Give up when replies fail one after the other."""
         if reply.failed is None:
             self._failures = 0
@@ -731,7 +666,7 @@ class _Call:
             if self._failures >= self._plan.timeouts.failures:
                 self._give_up(reply.failed)
 
-    def _begin(self, reply: _Reply) -> None:
+    def _begin(self, reply: Reply) -> None:
         """Make a reply a turn of the call. Synchronous: one step for every other task."""
         record, reply.begun, self._reply = reply.record, True, reply
         record.began = self._note("turn", number=record.number)
@@ -744,7 +679,7 @@ class _Call:
         if reply.reel.length:
             self._first("first_audio", reply)
 
-    def _cut_off(self, reply: _Reply) -> None:
+    def _cut_off(self, reply: Reply) -> None:
         """Take what was heard of a reply whose epoch is still open: the call ends in it.
 
         Here and not when the turn is over, for think and synth may be slow to let go.
@@ -752,7 +687,7 @@ class _Call:
         if self._ledger.open_epoch is not None:
             reply.heard = max(reply.heard, self._ledger.heard(trio.current_time()))
 
-    def _end_turn(self, reply: _Reply) -> None:
+    def _end_turn(self, reply: Reply) -> None:
         """Record what was heard of a reply; also when the call ends in the middle."""
         record, parts = reply.record, reply.heard_parts()
         record.heard = " ".join(filter(None, parts))
@@ -761,12 +696,7 @@ class _Call:
         if self._on_turn is not None:
             self._on_turn(record)
 
-    def _first(self, what: _Stage, reply: _Reply) -> None:
-        """Note when a reply came so far, the first time, and once it is a turn."""
-        if reply.begun and getattr(reply.record, what) is None:
-            setattr(reply.record, what, self._note(what))
-
-    async def _deliver(self, reply: _Reply) -> bool:
+    async def _deliver(self, reply: Reply) -> bool:
         """Speak a reply until it has been heard, through refuted interruptions.
 
         Returns whether it was heard to its end; otherwise an interruption was meant.
@@ -814,139 +744,9 @@ class _Call:
         assert request.cut is not None  # the writer sets it before `done`
         return request.cut
 
-    # The think scope.
-
-    async def _think(
-        self, think: _Think, pieces: trio.MemorySendChannel[str], reply: _Reply
-    ) -> None:
-        """Turn the reply's words into pieces to be spoken; apologise if there are none."""
-        splitter, failed = SentenceSplitter(self._plan.language), False
-        with pieces, trio.CancelScope() as self._thinking:
-            try:
-                await think(splitter, pieces, reply)
-            except ProviderError:
-                self._journal.count("thinking_failures")
-                self._note("thinking_failed")
-                _log.warning("thinking_failed", exc_info=True)
-                failed, reply.failed = True, Outcome.NO_ANSWERS
-            # A model may also answer with nothing to say.
-            if failed or not reply.pieces:
-                text = self._plan.apology if reply.parting is None else reply.parting.text
-                await self._give(text, pieces, reply)
-
-    async def _answer(
-        self, splitter: SentenceSplitter, pieces: trio.MemorySendChannel[str], reply: _Reply
-    ) -> None:
-        """Answer with the language model, which may ask for tools before it has answered."""
-        with trio.move_on_after(self._plan.timeouts.tool_patience_s):
-            for job in self._toolbox.untorn():
-                await job.done.wait()
-        offered = self._toolbox.offered
-        for left in reversed(range(TOOL_ROUNDS + 1)):
-            calls = await self._ask(splitter, pieces, reply, offered if left else ())
-            if not calls:
-                return
-            await self._run_calls(calls, reply)
-            if reply.record.goodbye:
-                if reply.pieces:
-                    return  # the goodbye has been said with the call
-                offered = ()
-
-    async def _ask(
-        self,
-        splitter: SentenceSplitter,
-        pieces: trio.MemorySendChannel[str],
-        reply: _Reply,
-        tools: Sequence[Tool],
-    ) -> list[ToolCall]:
-        """Stream one answer of the language model; return the tools it asks for."""
-        calls = []
-        try:
-            messages = self._dialog.messages("" if reply.begun else reply.text)
-            async with self._chat.open_reply(messages, tools) as answer:
-                async for delta in answer:
-                    if isinstance(delta, ToolCall):
-                        calls.append(self._toolbox.name(delta))
-                    else:
-                        for piece in splitter.push(delta):
-                            await self._give(piece, pieces, reply)
-                for piece in splitter.flush():  # and not behind a stream slow to close
-                    await self._give(piece, pieces, reply)
-        except RequestTooLong:
-            if not self._dialog.shrink():
-                raise
-            self._journal.count("contexts_shrunk")
-            return await self._ask(splitter, pieces, reply, tools)
-        except ReplyCut as cut:
-            self._journal.count("replies_cut")
-            self._note("reply_cut", reason=cut.reason)
-            _log.warning("reply_cut", extra={"reason": cut.reason})
-            for piece in splitter.settle():
-                await self._give(piece, pieces, reply)
-            rest = splitter.flush()
-            # Half of one is said where it is all there is, and nobody took offence at it.
-            if not reply.pieces and cut.reason == "length":
-                for piece in rest:
-                    await self._give(piece, pieces, reply)
-        return calls
-
-    async def _run_calls(self, calls: Sequence[ToolCall], reply: _Reply) -> None:
-        """Have tools run and wait for all of them.
-
-        Cancellation: what has not started never will; what runs is broken off, unless that
-        could do harm: it goes on, and its result is recorded when it is there.
-        """
-        if reply.guess is not None and not await reply.guess.is_right():
-            await trio.sleep_forever()  # the turn nursery is being cancelled
-        begun = reply.parts[-1] if reply.parts else 0
-        reply.parts.append(len(reply.pieces))
-        self._dialog.tools_called(" ".join(reply.pieces[begun:]), calls)
-        waiting: list[Job] = []
-        ahead: list[Job] = []
-        for call in calls:
-            if parting := self._toolbox.parting(call):
-                self._dialog.tool_returned(call.id, self._take_leave(parting, call, reply))
-                continue
-            job, problem = self._toolbox.ask(call)
-            if job is None:
-                self._note("tool_refused", name=call.name)
-                self._dialog.tool_returned(call.id, problem)
-            elif job.result is not None:
-                self._dialog.tool_returned(call.id, job.result)
-            else:
-                waiting.append(job)
-                if job not in ahead and job not in self._toolbox.unfinished:
-                    ahead.append(job)
-        try:
-            for job in tuple(ahead):
-                if not job.tool.idempotent:
-                    await self._floor.decided()  # the caller may be saying: no, stop
-                await self.jobs.send(_Run(job, reply.record))
-                ahead.remove(job)
-            for job in waiting:
-                await job.done.wait()
-        finally:
-            for job in ahead:
-                self._toolbox.forget(job)
-                for call_id in job.calls:
-                    self._dialog.tool_returned(call_id, NOT_STARTED)
-            for job in waiting:
-                job.break_off("reply abandoned")
-
-    def _take_leave(self, parting: Parting, call: ToolCall, reply: _Reply) -> str:
-        """Have a reply end the stream, if all is well; return what the model is told."""
-        arguments = read_arguments(call.arguments)
-        read = parting.read(arguments) if isinstance(arguments, dict) else arguments
-        if isinstance(read, str):
-            self._note("tool_refused", name=call.name)
-            return read
-        reply.parting, reply.arguments, reply.parting_id = parting, read, call.id
-        reply.record.goodbye = True
-        return parting.result
-
     # Tools, which may outlive the turn that asked for them.
 
-    async def run_tools(self, jobs: trio.MemoryReceiveChannel[_Run]) -> None:
+    async def run_tools(self, jobs: trio.MemoryReceiveChannel[Run]) -> None:
         """Run the tools that replies ask for.
 
         Owns: the tools nursery. It ends with the call.
@@ -959,7 +759,7 @@ class _Call:
             finally:
                 self._toolbox.hurry(self._plan.timeouts.tool_grace_s)
 
-    async def _run_tool(self, run: _Run) -> None:
+    async def _run_tool(self, run: Run) -> None:
         job, name = run.job, run.job.tool.name
         record = ToolRecord(name, job.arguments, self._note("tool", name=name))
         run.record.tools.append(record)
@@ -980,109 +780,9 @@ class _Call:
             for call_id in job.calls:
                 self._dialog.tool_returned(call_id, result)
 
-    def _recite(self, text: str) -> _Think:
-        """Return a think step that says a fixed text."""
-
-        async def recite(
-            splitter: SentenceSplitter, pieces: trio.MemorySendChannel[str], reply: _Reply
-        ) -> None:
-            for piece in (*splitter.push(text), *splitter.flush()):
-                await self._give(piece, pieces, reply)
-
-        return recite
-
-    async def _give(self, piece: str, pieces: trio.MemorySendChannel[str], reply: _Reply) -> None:
-        reply.pieces.append(piece)
-        reply.record.generated = " ".join(reply.pieces)
-        self._first("first_text", reply)
-        await pieces.send(piece)
-
-    # Synthesis, which survives a stop of speaking.
-
-    async def _synth(self, pieces: trio.MemoryReceiveChannel[str], reply: _Reply) -> None:
-        """Speak pieces onto the reel, the next while one is playing."""
-        with pieces:
-            try:
-                async for piece in pieces:
-                    try:
-                        await self._synthesise(piece, reply)
-                    except ProviderError:
-                        if reply.reel.between_clauses:
-                            raise  # it has been tried often enough
-                        # It broke off: as people do, the sentence is begun again.
-                        self._journal.count("synthesis_restarts")
-                        self._note("begun_again", number=reply.record.number)
-                        await self._synthesise(piece, reply)
-            except ProviderError:
-                self._journal.count("synthesis_failures")
-                self._note("synthesis_failed")
-                _log.warning("synthesis_failed", exc_info=True)
-                reply.failed = Outcome.NO_SPEECH
-                self._thinking.cancel(reason="synthesis failed")  # nobody takes its pieces
-                self._say_canned(self._plan.apology, reply)
-        reply.reel.close()
-        reply.moved.ring()
-
-    async def _synthesise(self, piece: str, reply: _Reply) -> None:
-        reel = reply.reel
-        if self._say_canned(piece, reply):
-            return
-        reel.begin(piece)
-        async with self._speech.open_speech(piece) as chunks:
-            async for chunk in chunks:
-                reel.append(chunk)
-                self._first("first_audio", reply)
-                reply.moved.ring()
-                while reel.length - reply.spoken > REEL_AHEAD_S * audio.BYTES_PER_S:
-                    await reply.moved.wait()
-        reel.end()
-
-    def _say_canned(self, text: str, reply: _Reply) -> bool:
-        """Put a text on the reel if its sound is known beforehand; return whether it is."""
-        canned = self._canned(text)
-        for piece, sound in canned:
-            reply.reel.begin(piece)
-            reply.reel.append(sound)
-            reply.reel.end()
-        if canned:
-            self._first("first_audio", reply)
-            reply.moved.ring()
-        return bool(canned)
-
-    def _canned(self, text: str) -> list[tuple[str, bytes]]:
-        """Return the pieces of a text with their sounds; nothing unless all are known."""
-        splitter = SentenceSplitter(self._plan.language)
-        pieces = [*splitter.push(text), *splitter.flush()]
-        known = [(piece, sound) for piece in pieces if (sound := self._ports.canned(piece))]
-        return known if len(known) == len(pieces) else []
-
-    async def _fill(self, reply: _Reply) -> None:
-        """Say that somebody is still there, as often as the reply leaves the caller in silence."""
-        filler_s, reel = self._plan.timeouts.filler_s, reply.reel
-        fillers = itertools.cycle(self._plan.fillers)
-        quiet_since = trio.current_time()
-        while not reel.closed:
-            now = trio.current_time()
-            quiet_since = max(quiet_since, self._ledger.ends_at)
-            unspoken = reel.length - reply.spoken >= audio.FRAME_BYTES  # less waits for more
-            busy = unspoken or self._turns.caller_talking
-            if busy or not reel.between_clauses:
-                quiet_since = max(quiet_since, now)
-            if now < quiet_since + filler_s:
-                await trio.sleep_until(quiet_since + filler_s)
-                continue
-            filler = next(fillers, "")
-            sound = b"".join(sound for _, sound in self._canned(filler))
-            if not sound:
-                return  # its sound is not known, nor will it be during this reply
-            reel.interject(filler, sound)
-            self._note("filler")
-            self._journal.count("fillers")
-            reply.moved.ring()
-
     # The speak scope: the reel and the writer, no provider, no await in cleanup.
 
-    async def _speak(self, reply: _Reply, position: int, epoch: Epoch) -> None:
+    async def _speak(self, reply: Reply, position: int, epoch: Epoch) -> None:
         """Hand the reel to the writer in playing time; return when it has been heard."""
         pacing, reel, ledger = self._plan.pacing, reply.reel, self._ledger
         chunk_bytes = pacing.chunk_ms * audio.BYTES_PER_MS

@@ -20,6 +20,7 @@ import trio
 
 from voicebot.parting import Parting, read_arguments
 from voicebot.ports import Tool, ToolCall
+from voicebot.record import TurnRecord
 
 NOT_STARTED: Final = "not run: the caller interrupted"
 BROKEN_OFF: Final = "broken off before it had finished"
@@ -43,6 +44,14 @@ class Job:
         if self.tool.idempotent:
             self.broken_off = True
             self.scope.cancel(reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A tool to be run, and where to note it."""
+
+    job: Job
+    record: TurnRecord
 
 
 class Toolbox:

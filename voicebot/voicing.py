@@ -1,0 +1,132 @@
+"""Pieces of a reply into sound on its reel. Survives a stop of speaking.
+
+What is known beforehand needs no provider. Where a reply leaves the caller in silence, `fill` says
+that somebody is still there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from voicebot import audio
+from voicebot.errors import ProviderError
+from voicebot.plan import CallPlan
+from voicebot.playout import Ledger
+from voicebot.ports import Synthesizer
+from voicebot.record import Outcome
+from voicebot.reply import Notes, Reply
+from voicebot.sentences import SentenceSplitter
+from voicebot.thinking import Thinker
+from voicebot.turns import Turns
+
+_log = logging.getLogger(__name__)
+
+REEL_AHEAD_S: Final = 20.0  # synthesised and not yet spoken: 160 kB, enough for any pause
+
+
+class Voicing:
+    """Voices the replies of one call. `known_sound` gives that of a piece, if it is known."""
+
+    def __init__(
+        self,
+        plan: CallPlan,
+        speech: Synthesizer,
+        known_sound: Callable[[str], bytes | None],
+        thinker: Thinker,
+        ledger: Ledger,
+        turns: Turns,
+        notes: Notes,
+    ) -> None:
+        self._plan = plan
+        self._speech = speech
+        self._known_sound = known_sound
+        self._thinker = thinker
+        self._ledger = ledger
+        self._turns = turns
+        self._journal, self._note, self._first = notes.journal, notes.note, notes.first
+
+    async def synth(self, pieces: trio.MemoryReceiveChannel[str], reply: Reply) -> None:
+        """Speak pieces onto the reel, the next while one is playing."""
+        with pieces:
+            try:
+                async for piece in pieces:
+                    try:
+                        await self._synthesise(piece, reply)
+                    except ProviderError:
+                        if reply.reel.between_clauses:
+                            raise  # it has been tried often enough
+                        # It broke off: as people do, the sentence is begun again.
+                        self._journal.count("synthesis_restarts")
+                        self._note("begun_again", number=reply.record.number)
+                        await self._synthesise(piece, reply)
+            except ProviderError:
+                self._journal.count("synthesis_failures")
+                self._note("synthesis_failed")
+                _log.warning("synthesis_failed", exc_info=True)
+                reply.failed = Outcome.NO_SPEECH
+                self._thinker.scope.cancel(reason="synthesis failed")  # nobody takes its pieces
+                self._say_canned(self._plan.apology, reply)
+        reply.reel.close()
+        reply.moved.ring()
+
+    async def _synthesise(self, piece: str, reply: Reply) -> None:
+        reel = reply.reel
+        if self._say_canned(piece, reply):
+            return
+        reel.begin(piece)
+        async with self._speech.open_speech(piece) as chunks:
+            async for chunk in chunks:
+                reel.append(chunk)
+                self._first("first_audio", reply)
+                reply.moved.ring()
+                while reel.length - reply.spoken > REEL_AHEAD_S * audio.BYTES_PER_S:
+                    await reply.moved.wait()
+        reel.end()
+
+    def _say_canned(self, text: str, reply: Reply) -> bool:
+        """Put a text on the reel if its sound is known beforehand; return whether it is."""
+        canned = self._canned(text)
+        for piece, sound in canned:
+            reply.reel.begin(piece)
+            reply.reel.append(sound)
+            reply.reel.end()
+        if canned:
+            self._first("first_audio", reply)
+            reply.moved.ring()
+        return bool(canned)
+
+    def _canned(self, text: str) -> list[tuple[str, bytes]]:
+        """Return the pieces of a text with their sounds; nothing unless all are known."""
+        splitter = SentenceSplitter(self._plan.language)
+        pieces = [*splitter.push(text), *splitter.flush()]
+        known = [(piece, sound) for piece in pieces if (sound := self._known_sound(piece))]
+        return known if len(known) == len(pieces) else []
+
+    async def fill(self, reply: Reply) -> None:
+        """Say that somebody is still there, as often as the reply leaves the caller in silence."""
+        filler_s, reel = self._plan.timeouts.filler_s, reply.reel
+        fillers = itertools.cycle(self._plan.fillers)
+        quiet_since = trio.current_time()
+        while not reel.closed:
+            now = trio.current_time()
+            quiet_since = max(quiet_since, self._ledger.ends_at)
+            unspoken = reel.length - reply.spoken >= audio.FRAME_BYTES  # less waits for more
+            busy = unspoken or self._turns.caller_talking
+            if busy or not reel.between_clauses:
+                quiet_since = max(quiet_since, now)
+            if now < quiet_since + filler_s:
+                await trio.sleep_until(quiet_since + filler_s)
+                continue
+            filler = next(fillers, "")
+            sound = b"".join(sound for _, sound in self._canned(filler))
+            if not sound:
+                return  # its sound is not known, nor will it be during this reply
+            reel.interject(filler, sound)
+            self._note("filler")
+            self._journal.count("fillers")
+            reply.moved.ring()
