@@ -20,14 +20,18 @@ import pytest
 import trio
 import trio.testing
 from hypercorn.config import Config
+from sqlalchemy.exc import OperationalError
 from trio_websocket import open_websocket_url
 from twilio.request_validator import (  # type: ignore[import-untyped]  # ships no types
     RequestValidator,
 )
 from werkzeug.datastructures import MultiDict
 
+from tests import databases
 from tests.twilio_rest import ACCOUNT_SID, CALL_SID, FakeTwilio, open_fake_twilio
+from voicebot.archive import open_archive
 from voicebot.config import load
+from voicebot.database import Database, News, open_database
 from voicebot.errors import CallRefused, ConfigError
 from voicebot.http import App, create_app
 from voicebot.service import Service
@@ -193,6 +197,16 @@ async def test_repeated_webhook_gets_the_same_answer_even_after_the_call() -> No
         with pytest.raises(CallRefused):
             service.board.redeem(parameter(after.text), CALL_SID, ACCOUNT_SID)
         assert len(service.board.store.latest(10)) == 1
+
+
+async def test_parameters_of_the_stream_are_on_record_without_the_token() -> None:
+    async with running(**TWILIO) as service:
+        token = parameter((await service.webhook("/twilio/voice")).text)
+        with service.board.live(CALL_SID, {"token": token, "lang": "en"}):
+            record = service.board.store.get(CALL_SID)
+
+    assert record is not None
+    assert record.parameters == {"lang": "en"}
 
 
 @pytest.mark.parametrize("path", ["/twilio/voice", "/twilio/status", "/twilio/stream-status"])
@@ -822,7 +836,7 @@ async def test_simulated_call_over_real_sockets() -> None:
 
 async def test_other_upgrade_is_not_found_over_real_sockets() -> None:
     with trio.fail_after(20):
-        async with on_hypercorn(create_app(load({}))) as url:
+        async with on_hypercorn(create_app(load({"VOICEBOT_DATABASE_URL": ""}))) as url:
             host = url.removeprefix("http://")
             async with await trio.open_tcp_stream("127.0.0.1", int(host.split(":")[1])) as stream:
                 await stream.send_all(
@@ -836,7 +850,7 @@ async def test_other_upgrade_is_not_found_over_real_sockets() -> None:
 async def test_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voicebot.http.BODY_TIMEOUT_S", 0.2)
     with trio.fail_after(20):
-        async with on_hypercorn(create_app(load({}))) as url:
+        async with on_hypercorn(create_app(load({"VOICEBOT_DATABASE_URL": ""}))) as url:
             port = int(url.rpartition(":")[2])
             async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
                 await stream.send_all(
@@ -864,3 +878,135 @@ def test_wrong_settings_stop_the_server_and_are_named(tmp_path: Path) -> None:
     assert result.returncode != 0
     for name in ("TWILIO_ACCOUNT_SID:", "TWILIO_AUTH_TOKEN:", "GROQ_BASE_URL:"):
         assert name in result.stderr
+
+
+# --- Records in a database
+
+
+async def test_calls_of_earlier_processes_are_listed_and_shown(tmp_path: Path) -> None:
+    database = open_database(f"sqlite:///{tmp_path}/calls.db")
+    before = databases.record("CAbefore", outcome="hung_up", status="completed")
+    database.write([News(before, {0: databases.turn(0, heard="Hello.")})])
+    database.engine.dispose()
+    async with running_with_archive(f"sqlite:///{tmp_path}/calls.db") as (_, url):
+        async with httpx.AsyncClient(base_url=url) as client:
+            await client.post("/twilio/voice", data=WEBHOOK)
+            listed = (await client.get("/calls")).json()["calls"]
+            one = (await client.get("/calls/CAbefore")).json()
+            missing = await client.get("/calls/CAnone")
+
+    assert [call["call_sid"] for call in listed] == [CALL_SID, "CAbefore"]
+    assert [each["heard"] for each in one["turns"]] == ["Hello."]
+    assert missing.status_code == 404
+
+
+async def test_a_database_that_is_away_is_said_and_live_calls_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: Database, *args: Any) -> None:
+        raise OperationalError("SELECT", {}, OSError("gone"))
+
+    async with running_with_archive(f"sqlite:///{tmp_path}/calls.db") as (_, url):
+        async with httpx.AsyncClient(base_url=url) as client:
+            await client.post("/twilio/voice", data=WEBHOOK)
+            for name in ("get", "latest"):
+                monkeypatch.setattr(Database, name, away)
+            listed = await client.get("/calls")
+            missing = await client.get("/calls/CAnone")
+            ours = await client.get(f"/calls/{CALL_SID}")
+
+    for answer in (listed, missing):
+        assert answer.status_code == 503
+        assert "database cannot be asked" in answer.json()["error"]["message"]
+    assert ours.json()["status"] == "ringing"
+
+
+@asynccontextmanager
+async def running_with_archive(url: str) -> AsyncGenerator[tuple[App, str]]:
+    @asynccontextmanager
+    async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
+        async def serve_media(scope: Scope, receive: Receive, send: Send) -> None:
+            raise AssertionError("no stream is opened here")
+
+        async with open_archive(board.settings, board.store, board.metrics) as archive:
+            yield Service(serve_media, archive=archive)
+
+    app = create_app(load({"VOICEBOT_DATABASE_URL": url}), open_service)
+    with trio.fail_after(20):
+        async with on_hypercorn(app) as address:
+            yield app, address
+
+
+def test_a_database_that_cannot_be_opened_stops_the_server_and_is_said(tmp_path: Path) -> None:
+    nowhere = "sqlite:////nowhere/at/all/calls.db"
+    by_hypercorn = hypercorn_cli(tmp_path, VOICEBOT_DATABASE_URL=nowhere)
+    by_ourselves = subprocess.run(
+        [sys.executable, "-m", "voicebot", "serve", "--port", "0"],
+        env={"PYTHONPATH": str(Path(__file__).parents[1]), "VOICEBOT_DATABASE_URL": nowhere},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    for result in (by_hypercorn, by_ourselves):
+        assert result.returncode != 0
+        assert "VOICEBOT_DATABASE_URL: the database" in result.stderr
+    assert "Traceback" not in by_ourselves.stderr
+    assert "ready on" not in by_ourselves.stdout
+
+
+async def test_a_call_is_placed_once_also_over_a_restart(tmp_path: Path) -> None:
+    database = {"VOICEBOT_DATABASE_URL": f"sqlite:///{tmp_path}/calls.db"}
+    key = {"Idempotency-Key": "k"}
+    answers = []
+    async with open_fake_twilio() as twilio:
+        for _ in range(2):
+            settings = load({"TWILIO_API_URL": twilio.url, **TWILIO, **database})
+            async with on_hypercorn(create_app(settings, open_placing_service)) as url:
+                async with httpx.AsyncClient(base_url=url) as client:
+                    answers.append(await client.post("/calls", json={"to": TO}, headers=key))
+                    other = await client.post("/calls", json={"to": FROM}, headers=key)
+                    assert other.status_code == 422
+
+    first, again = answers
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json() == first.json()
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert len(twilio.asked) == 1
+
+
+async def test_no_keyed_call_is_placed_while_the_database_is_away_and_later_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: Database, *args: Any) -> None:
+        raise OperationalError("INSERT", {}, OSError("gone"))
+
+    database = {"VOICEBOT_DATABASE_URL": f"sqlite:///{tmp_path}/calls.db"}
+    key = {"Idempotency-Key": "k"}
+    async with open_fake_twilio() as twilio:
+        settings = load({"TWILIO_API_URL": twilio.url, **TWILIO, **database})
+        async with on_hypercorn(create_app(settings, open_placing_service)) as url:
+            async with httpx.AsyncClient(base_url=url) as client:
+                with monkeypatch.context() as context:
+                    context.setattr(Database, "begin_request", away)
+                    refused = await client.post("/calls", json={"to": TO}, headers=key)
+                placed = await client.post("/calls", json={"to": TO}, headers=key)
+
+    assert refused.status_code == 503
+    assert "database cannot be asked" in refused.json()["error"]["message"]
+    assert placed.status_code == 201
+    assert len(twilio.asked) == 1
+
+
+@asynccontextmanager
+async def open_placing_service(board: Switchboard) -> AsyncGenerator[Service]:
+    async def serve_media(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("no stream is opened here")
+
+    async with (
+        open_archive(board.settings, board.store, board.metrics) as archive,
+        open_telephony(board.settings) as phone,
+    ):
+        yield Service(serve_media, phone, archive=archive)

@@ -11,7 +11,15 @@ import trio
 from tests.fakes import FakeChat, FakeEar, FakeTool, FakeTwilio, plan, ports
 from voicebot.nursery import run_call
 from voicebot.ports import ToolCall
-from voicebot.record import BARGE_INS, TIMELINE_LENGTH, Journal, Moment, TurnRecord
+from voicebot.record import (
+    BARGE_INS,
+    TIMELINE_LENGTH,
+    Journal,
+    Moment,
+    ToolRecord,
+    TurnRecord,
+    tell_turns,
+)
 
 
 async def test_a_call_is_recorded_as_plain_values(autojump_clock: Any) -> None:
@@ -103,3 +111,21 @@ def test_interruptions_without_end_are_not_kept_without_end() -> None:
 
     assert len(journal.barge_ins) == BARGE_INS
     assert journal.counts["interruptions"] == BARGE_INS + 5  # all of them count
+
+
+def test_a_turn_is_told_again_once_its_tool_has_returned() -> None:
+    told: list[list[tuple[int, str]]] = []
+    turn_over = tell_turns(
+        lambda turns: told.append(
+            [(turn["number"], "".join(tool["result"] for tool in turn["tools"])) for turn in turns]
+        )
+    )
+    late = ToolRecord("book", {}, 0.5)
+
+    turn_over(TurnRecord(0, "book it", 0.0, tools=[late]))
+    turn_over(TurnRecord(1, "hello?", 2.0))
+    late.ended, late.result = 3.0, "booked"
+    turn_over(TurnRecord(2, "and?", 4.0))
+    turn_over(TurnRecord(3, "thanks", 5.0))
+
+    assert told == [[(0, "")], [(0, ""), (1, "")], [(0, "booked"), (2, "")], [(3, "")]]

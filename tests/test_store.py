@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from voicebot.call_record import CallRecord
 from voicebot.errors import CallRefused
 from voicebot.store import CallStore, Lines
 
@@ -81,6 +83,39 @@ def test_final_status_of_twilio_stands_when_the_engine_ends_later() -> None:
     record = store.get("CA1")
     assert record is not None
     assert (record.status, record.ended_at) == ("failed", "t2")
+
+
+def test_late_callback_does_not_bring_a_call_back_whose_engine_has_ended() -> None:
+    store = CallStore()
+    open_call(store, "CA1")
+    with store.live("CA1", clock("t1", "t2")):
+        pass
+    store.status("CA1", at="t3", sequence=1, status="in-progress")
+    store.status("CA1", at="t4", sequence=2, status="failed")
+
+    record = store.get("CA1")
+    assert record is not None
+    assert (record.status, record.ended_at) == ("failed", "t2")
+
+
+def test_follower_is_told_every_change_and_which_turns_are_new() -> None:
+    store, told = CallStore(), list[tuple[str, list[int]]]()
+
+    def follow(record: CallRecord, turns: Sequence[Mapping[str, Any]]) -> None:
+        told.append((record.status, [turn["number"] for turn in turns]))
+
+    with store.followed(follow):
+        open_call(store, "CA1")
+        with store.live("CA1", clock("t1", "t2"), {"lang": "en"}):
+            store.turns_over("CA1", [{"number": 0}], at="t1")
+    open_call(store, "CA2")
+
+    assert told == [
+        ("ringing", []),
+        ("in-progress", []),
+        ("in-progress", [0]),
+        ("completed", []),
+    ]
 
 
 def test_oldest_records_go_first_and_live_ones_never() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `voicebot serve | simulate | call | standins`.
+"""The command line: `voicebot serve | simulate | call | calls | standins`.
 
 Reads the settings once and hands them down. Exit status 0: done; 1: it did not work; 2: it
 could not be tried, because of the settings or the arguments.
@@ -30,6 +30,7 @@ ENV_FILE: Final = Path(".env")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
+    from voicebot import calls_command as calls
     from voicebot.simulator import command as simulate
     from voicebot.standins import command as standins
 
@@ -63,6 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     call.add_argument("to", metavar="NUMBER", help="E.164, like +15550100123")
     call.add_argument("--from", dest="from_", metavar="NUMBER", help="TWILIO_FROM_NUMBER if absent")
     call.set_defaults(run=_call)
+
+    listed = commands.add_parser(
+        "calls",
+        help="list the calls there were, show one, or export them",
+        description="List the newest calls, show one as a transcript, or export them as JSON "
+        "Lines, from the database that VOICEBOT_DATABASE_URL names.",
+    )
+    calls.add_arguments(listed)
+    listed.set_defaults(run=calls.main)
 
     stand_ins = commands.add_parser(
         "standins", help="local stand-ins for Deepgram, Groq and Twilio's REST API"

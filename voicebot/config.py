@@ -33,10 +33,14 @@ from voicebot.patience import Endpointing
 from voicebot.plan import Timeouts
 from voicebot.playout import Pacing
 from voicebot.recognition import Recognition
+from voicebot.redaction import Redaction, Retention
 from voicebot.turns import Interruption
 
 E164: Final = re.compile(r"\+[1-9][0-9]{6,14}", re.ASCII)  # ITU-T E.164: at most 15 digits
-_MAY_BE_EMPTY: Final = frozenset({"VOICEBOT_GREETING", "VOICEBOT_GROQ_FALLBACK_MODELS"})
+_MAY_BE_EMPTY: Final = frozenset(
+    {"VOICEBOT_GREETING", "VOICEBOT_GROQ_FALLBACK_MODELS", "VOICEBOT_DATABASE_URL"}
+)
+_DATABASE: Final = re.compile(r"sqlite:///?[^/]|sqlite:////|postgres(ql)?(\+psycopg)?://")
 _ACCOUNT_SID: Final = re.compile(r"AC[0-9a-f]{32}", re.ASCII)
 
 DEFAULT_PROMPT: Final = (
@@ -199,6 +203,12 @@ class Settings(BaseSettings):
         "those in use: a barge-in costs one, and a new one takes 0.2 s. With one barge-in a "
         "minute in each of 40 calls, two suffice 99 times in 100",
     )
+    database_url: SecretStr = Field(
+        SecretStr("sqlite:///voicebot.db"),
+        description="where records of calls are kept: sqlite:///FILE or "
+        "postgresql://USER:PASSWORD@HOST/NAME; empty: only as long as the process runs. The "
+        "default is in the folder where .env is read from as well",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     # The engine; the defaults and their reasons stand beside the code that uses them.
@@ -208,6 +218,8 @@ class Settings(BaseSettings):
     interruption: Interruption = Interruption()
     pacing: Pacing = Pacing()
     timeouts: Timeouts = Timeouts()
+    retention: Retention = Retention()
+    redaction: Redaction = Redaction()
 
     @field_validator("interruption", "recognition", mode="before")
     @classmethod
@@ -348,6 +360,12 @@ def _contradictions(settings: Settings) -> list[str]:
         problems += _check_url("PUBLIC_URL", settings.public_url, allow_path=False)
         if settings.telephony and settings.public_url.startswith("http://"):
             problems.append("PUBLIC_URL: must begin with https://; Twilio streams to wss:// only")
+    database = settings.database_url.get_secret_value()
+    if database and not _DATABASE.match(database):  # which is not repeated: it may have a password
+        problems.append(
+            "VOICEBOT_DATABASE_URL: must be sqlite:///FILE or "
+            "postgresql://USER:PASSWORD@HOST/NAME, or empty"
+        )
     problems += _check_url("TWILIO_API_URL", settings.twilio_api_url)
     problems += _check_url("DEEPGRAM_URL", settings.deepgram_url)
     problems += _check_url("GROQ_BASE_URL", settings.groq_base_url)
@@ -377,7 +395,9 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"VOICEBOT_{f'RECOGNITION__{name.upper()}' if name else 'LANGUAGE'}: {what}"
         )
-    for group in ("recognition", "pacing", "endpointing", "interruption", "timeouts"):
+    for group in (
+        *("recognition", "pacing", "endpointing", "interruption", "timeouts", "retention"),
+    ):
         for name, value in asdict(getattr(settings, group)).items():
             if isinstance(value, int | float) and value < 0:
                 problems.append(f"VOICEBOT_{group.upper()}__{name.upper()}: must not be negative")

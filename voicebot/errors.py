@@ -12,7 +12,8 @@
     │   ├── ProviderRejected       answered, with a refusal
     │   │   └── RequestTooLong         a shorter one may be taken
     │   └── ReplyCut               a language model's answer has no end
-    └── CallRefused            a call is not taken or not placed
+    ├── CallRefused            a call is not taken or not placed
+    └── StoreError             the database cannot be opened or read
 
 Vendor exceptions never leave the file that talks to the vendor. A hang-up is an outcome of
 a call and not an error.
@@ -133,3 +134,7 @@ class ReplyCut(ProviderError):
 
 class CallRefused(VoicebotError):
     """A call is not taken or not placed; the message says why and what to do."""
+
+
+class StoreError(VoicebotError):
+    """The database of records cannot be opened or read; the message says why and what to do."""

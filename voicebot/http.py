@@ -17,7 +17,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, Final, cast
@@ -29,12 +29,14 @@ from werkzeug.exceptions import HTTPException
 
 from voicebot import __version__, telephony, twiml
 from voicebot import log as log_setup
+from voicebot.archive import Archive
 from voicebot.config import E164, Settings, load
 from voicebot.errors import (
     CallRefused,
     ConfigError,
     ProviderError,
     ProviderRejected,
+    StoreError,
     VoicebotError,
 )
 from voicebot.idempotency import KEY_CHARS, InProgress, KeyReused
@@ -53,6 +55,7 @@ from voicebot.ws import Receive, Scope, Send
 MAX_BODY_BYTES: Final = 64 * 1024  # a webhook is some 1 KiB, a request of the calls API less
 BODY_TIMEOUT_S: Final = 5  # both arrive in one piece; a slow sender is holding a socket
 LISTED_CALLS: Final = 100
+KEEP_S: Final = 6  # for the database to take an answer; a little more than it has
 NOTED: Final[tuple[str, int, dict[str, str]]] = ("", 204, {})
 
 log = logging.getLogger(__name__)
@@ -338,6 +341,13 @@ def _calls(app: App) -> Blueprint:
             more["fields"] = {refusal.field: refusal.message.removeprefix(f"{refusal.field} ")}
         return _error(refusal.status, refusal.message, **more)
 
+    def opened() -> Archive | None:
+        return None if app.service is None else app.service.archive
+
+    @routes.errorhandler(StoreError)
+    async def unread(exc: StoreError) -> Reply:
+        return _error(503, str(exc))
+
     @routes.post("")
     async def place() -> Reply:
         if request.mimetype != "application/json":
@@ -350,7 +360,7 @@ def _calls(app: App) -> Blueprint:
         if not 0 < len(key) <= KEY_CHARS:
             return _error(400, f"Idempotency-Key must have 1 to {KEY_CHARS} characters")
         try:
-            before = board.idempotency.begin(key, body, trio.current_time())
+            before = await begin(key, body)
         except KeyReused:
             return _error(422, "this Idempotency-Key was used for another request")
         except InProgress:
@@ -367,8 +377,27 @@ def _calls(app: App) -> Blueprint:
                 return answer
         finally:
             done = answer is not None and (answer[1] == 201 or answer[1] >= 502)
-            board.idempotency.end(key, answer[:2] if answer is not None and done else None)
+            kept = answer[:2] if answer is not None and done else None
+            board.idempotency.end(key, kept)
+            if (archive := opened()) is not None:
+                with trio.move_on_after(KEEP_S, shield=True):  # also if the client has gone
+                    await archive.end_request(key, kept)
         return answer
+
+    async def begin(key: str, body: bytes) -> tuple[Mapping[str, Any], int] | None:
+        """Return what this request was answered before; None: it is new, here and elsewhere."""
+        before = board.idempotency.begin(key, body, trio.current_time())
+        archive = opened()
+        if before is not None or archive is None:
+            return before
+        new = False
+        try:
+            before = await archive.begin_request(key, body)
+            new = before is None
+        finally:
+            if not new:
+                board.idempotency.end(key, before)
+        return before
 
     async def place_once(body: bytes) -> Reply:
         if app.service is None:
@@ -412,11 +441,16 @@ def _calls(app: App) -> Blueprint:
 
     @routes.get("")
     async def latest() -> Reply:
-        return {"calls": [record.as_json() for record in store.latest(LISTED_CALLS)]}, 200
+        archive = opened()
+        known = store.latest(LISTED_CALLS)
+        if archive is not None:
+            known = await archive.latest(LISTED_CALLS)
+        return {"calls": [record.as_json(brief=True) for record in known]}, 200
 
     @routes.get("/<sid>")
     async def one(sid: str) -> Reply:
-        record = store.get(sid)
+        archive = opened()
+        record = store.get(sid) if archive is None else await archive.get(sid)
         return _error(404, "no such call") if record is None else (record.as_json(), 200)
 
     @routes.post("/<sid>/hangup")

@@ -1,6 +1,7 @@
 """Requests that may come twice and must be done once, by a key of the client's.
 
-Synchronous, in memory, bounded: a restart forgets. The rules are those of Stripe's API, which
+Synchronous, in memory, bounded: of one process, with `archive.begin_request` behind it where there
+is a database, for all processes and after a restart. The rules are those of Stripe's API, which
 others took over: the same key with the same body is the same request, and gets the same answer.
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from voicebot.record import CallSummary
 
@@ -32,6 +32,26 @@ class Metrics:
             "voicebot_barge_ins",
             "Interruptions of a reply, and whether they were meant",
             ["verdict"],
+            registry=self._registry,
+        )
+        self.records_pending = Gauge(
+            "voicebot_records_pending",
+            "Calls of which the database has not been told everything yet",
+            registry=self._registry,
+        )
+        self.records_dropped = Counter(
+            "voicebot_records_dropped",
+            "Calls of which news was given up: too many waited, or the database would not take it",
+            registry=self._registry,
+        )
+        self.database_failures = Counter(
+            "voicebot_database_failures",
+            "Tries to write records that failed and are made again",
+            registry=self._registry,
+        )
+        self.calls_lost = Counter(
+            "voicebot_calls_lost",
+            "Calls closed as lost because their process had gone",
             registry=self._registry,
         )
         self._yield = self._histogram(

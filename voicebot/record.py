@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 BARGE_INS: Final = 1_000  # kept of a call; somebody who interrupts every three seconds for an hour
@@ -105,7 +105,10 @@ class CallSummary:
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as plain values for JSON. Holds what was said."""
-        return {**asdict(self), "outcome": self.outcome.value}
+        # The timeline is most of it, and `asdict` would take milliseconds to copy it.
+        timeline = [{"at": m.at, "what": m.what, "detail": m.detail} for m in self.timeline]
+        summary = asdict(replace(self, timeline=()))
+        return {**summary, "outcome": self.outcome.value, "timeline": timeline}
 
 
 def joined(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,3 +195,18 @@ class Journal:
     def count(self, what: str, amount: float = 1) -> None:
         """Add to a counter."""
         self.counts[what] = self.counts.get(what, 0) + amount
+
+
+def tell_turns(tell: Callable[[list[dict[str, Any]]], None]) -> Callable[[TurnRecord], None]:
+    """Return what takes each turn when it is over, and tells of it as plain values.
+
+    A tool may return after its turn: such a turn is told again with the next ones.
+    """
+    unfinished: list[TurnRecord] = []
+
+    def turn_over(turn: TurnRecord) -> None:
+        turns = [*unfinished, turn]
+        unfinished[:] = [t for t in turns if any(tool.ended is None for tool in t.tools)]
+        tell([asdict(t) for t in turns])
+
+    return turn_over

@@ -25,6 +25,7 @@ def start_screen(settings: Settings, host: str, port: int) -> str:
         _row("speaks", *_speaks(settings)),
         _row("telephone", *_telephone(settings)),
         _row("calls", f"at most {settings.call_limit} at once", _limit_setting(settings)),
+        _row("records", _records(settings), "VOICEBOT_DATABASE_URL"),
         "",
     ]
     if settings.telephony:
@@ -52,6 +53,15 @@ def start_screen(settings: Settings, host: str, port: int) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _records(settings: Settings) -> str:
+    url = settings.database_url.get_secret_value()
+    if not url:
+        return "kept until it stops"
+    days = settings.retention.days
+    kind = "SQLite" if url.startswith("sqlite") else "PostgreSQL"
+    return f"{kind}, {f'kept for {days:g} days' if days else 'kept for ever'}"
 
 
 def _row(what: str, value: str, how: str) -> str:

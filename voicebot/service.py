@@ -13,6 +13,7 @@ import trio
 
 from voicebot import log as log_setup
 from voicebot import telephony, twilio, twiml, ws
+from voicebot.archive import Archive, open_archive
 from voicebot.config import Settings
 from voicebot.nursery import run_call
 from voicebot.parting import Ending
@@ -20,9 +21,9 @@ from voicebot.parts import open_ports
 from voicebot.phrases import open_phrases
 from voicebot.plan import CONNECTING, CallPlan
 from voicebot.ports import Ports
-from voicebot.record import CallSummary
+from voicebot.record import CallSummary, tell_turns
 from voicebot.remote import Remote
-from voicebot.switchboard import MACHINES, Switchboard
+from voicebot.switchboard import MACHINES, Switchboard, wall_clock
 from voicebot.telephony import Telephony
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Service:
     telephony: Telephony | None = None  # None without a Twilio account
     warm: Callable[[], None] = lambda: None  # a call is to be expected; see `Ports`
     answered_by: Callable[[str, str], Awaitable[None]] = _nobody_cares  # CallSid, Twilio's word
+    archive: Archive | None = None  # None: records are kept as long as the process
 
 
 @asynccontextmanager
@@ -49,8 +51,13 @@ async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
     Raises:
         MissingPart: an embedded part is not installed.
         ProviderError: an embedded part does not start.
+        StoreError: the database cannot be opened.
     """
     async with AsyncExitStack() as stack:
+        # First, because it is open until every call has ended.
+        archive = await stack.enter_async_context(
+            open_archive(board.settings, board.store, board.metrics)
+        )
         phone = None
         if board.settings.telephony:
             phone = await stack.enter_async_context(telephony.open_telephony(board.settings))
@@ -66,6 +73,7 @@ async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
             telephony=phone,
             warm=ports.warm,
             answered_by=calls.answered_by,
+            archive=archive,
         )
 
 
@@ -110,6 +118,9 @@ class _Calls:
             log_setup.call_sid.set(sid)  # before the call starts a task: tasks inherit it
             self._ports.warm()
 
+            def tell(turns: list[dict[str, Any]]) -> None:
+                self._board.store.turns_over(sid, turns, at=wall_clock())
+
             def record(summary: CallSummary) -> None:
                 self._board.store.summarise(sid, summary.as_json())
                 self._board.metrics.call_over(summary)
@@ -122,12 +133,13 @@ class _Calls:
             self._leave_message(sid, known.answered_by or "" if known is not None else "", remote)
             self._remotes[sid] = remote
             try:
-                with self._board.live(sid):
+                with self._board.live(sid, socket.start.parameters):
                     await run_call(
                         socket,
                         self._ports,
                         self._plan,
                         on_end=record,
+                        on_turn=tell_turns(tell),
                         resumption=self._board.onward.come_back(sid, trio.current_time()),
                         on_parting=away,
                         remote=remote,

@@ -1,8 +1,7 @@
 """Records of calls, and the lines and one-time tokens that let a media stream in.
 
-Synchronous, in memory, bounded. It is not persistent yet: a restart forgets every record and
-token, and two processes do not agree. A store that outlives the process comes with an issue of
-its own and keeps these two classes' methods.
+Synchronous, in memory, bounded: a call and a webhook never wait for it. Whoever follows a
+`CallStore` is told every change in the same step; `archive.py` writes them to the database.
 
 Invariants of `Lines`:
 - a call has at most one token, ever: the same webhook again is told the same token, also after
@@ -15,63 +14,18 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from voicebot.call_record import FINAL_STATUSES, CallRecord, Direction
 from voicebot.errors import CallRefused
 from voicebot.record import joined
 
-FINAL_STATUSES: Final = frozenset({"completed", "busy", "failed", "no-answer", "canceled"})
-STATUSES: Final = FINAL_STATUSES | {"queued", "initiated", "ringing", "in-progress"}
-
-Direction = Literal["inbound", "outbound"]
-
-
-@dataclass(frozen=True, slots=True)
-class CallRecord:
-    """What is known of one call.
-
-    Units: the times are wall clock, ISO 8601 with offset. `sequence` is the `SequenceNumber`
-    of the status callback that `status` comes from, -1 before the first.
-    """
-
-    sid: str
-    direction: Direction
-    from_: str = field(repr=False)  # a person's number does not get into a log by a repr
-    to: str = field(repr=False)
-    status: str
-    created_at: str
-    updated_at: str
-    ended_at: str | None = None
-    duration_s: int | None = None
-    sequence: int = -1
-    stream: str | None = None  # the last StreamEvent, for example "stream-started"
-    stream_error: str | None = None
-    answered_by: str | None = None  # by Twilio's ears: "human", "machine_end_beep", …
-    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)  # of who had it placed
-    summary: Mapping[str, Any] | None = field(default=None, repr=False)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the record as the calls API shows it."""
-        return {
-            "call_sid": self.sid,
-            "direction": self.direction,
-            "from": self.from_,
-            "to": self.to,
-            "status": self.status,
-            "created_at": self.created_at,
-            "updated_at": self.updated_at,
-            "ended_at": self.ended_at,
-            "duration_s": self.duration_s,
-            "stream": self.stream,
-            "stream_error": self.stream_error,
-            "answered_by": self.answered_by,
-            "metadata": self.metadata,
-            "summary": self.summary,
-        }
+#: Is told a record that has changed, and which turns of it are new or different.
+Follower = Callable[[CallRecord, Sequence[Mapping[str, Any]]], None]
 
 
 class CallStore:
@@ -82,9 +36,25 @@ class CallStore:
 
     def __init__(self, keep: int = 1000) -> None:
         """`keep`: a thousand records are some 2 MB, and days of calls of a small office."""
+        self.process: Final = secrets.token_hex(8)  # who holds the live calls of this store
         self._keep = keep
         self._records: dict[str, CallRecord] = {}  # in order of creation
         self._live: set[str] = set()
+        self._follower: Follower = lambda record, turns: None
+
+    @contextmanager
+    def followed(self, follower: Follower) -> Iterator[None]:
+        """Tell the follower of every change while the block runs; it must be quick."""
+        before, self._follower = self._follower, follower
+        try:
+            yield
+        finally:
+            self._follower = before
+
+    @property
+    def live_calls(self) -> int:
+        """How many engines run."""
+        return len(self._live)
 
     def open(
         self, sid: str, *, at: str, direction: Direction, from_: str, to: str, status: str
@@ -114,6 +84,8 @@ class CallStore:
         record = self._records.get(sid)
         if record is None or sequence <= record.sequence:
             return
+        if record.status in FINAL_STATUSES and status not in FINAL_STATUSES:
+            return  # late: the engine has ended, and said so
         ended_at = at if status in FINAL_STATUSES else None
         self._change(
             record,
@@ -141,21 +113,40 @@ class CallStore:
         if record := self._records.get(sid):
             self._change(record, metadata=metadata)
 
+    def turns_over(self, sid: str, turns: Sequence[Mapping[str, Any]], *, at: str) -> None:
+        """Take turns that are over, or of which more is known, as plain values."""
+        if record := self._records.get(sid):
+            known = {turn["number"]: turn for turn in (*record.turns, *turns)}
+            self._change(record, turns, turns=tuple(known.values()), updated_at=at)
+
     def summarise(self, sid: str, summary: Mapping[str, Any]) -> None:
         """Attach what the engine says of the stream it has just finished; a call may have some."""
         if record := self._records.get(sid):
-            self._change(record, summary=joined(record.summary, summary))
+            turns, outcome = summary.get("turns", ()), summary.get("outcome")
+            whole = joined(record.summary, summary)
+            self._change(record, turns, summary=whole, outcome=outcome, turns=())
 
     @contextmanager
-    def live(self, sid: str, now: Callable[[], str]) -> Iterator[None]:
+    def live(
+        self, sid: str, now: Callable[[], str], parameters: Mapping[str, str] | None = None
+    ) -> Iterator[None]:
         """Keep the record and show the call as in progress while its engine runs.
 
         Twilio's own final status, if there is one, stands.
         """
         self._live.add(sid)
         record = self._records.get(sid)
-        if record is not None and record.status not in FINAL_STATUSES:
-            self._change(record, status="in-progress", updated_at=now())
+        if record is not None:
+            self._change(
+                record,
+                status=record.status if record.status in FINAL_STATUSES else "in-progress",
+                updated_at=now(),
+                outcome=None,
+                live=True,
+                streams=record.streams + 1,
+                process=self.process,
+                parameters=parameters or record.parameters,
+            )
         try:
             yield
         finally:
@@ -164,7 +155,8 @@ class CallStore:
             if record is not None:
                 at = now()
                 status = record.status if record.status in FINAL_STATUSES else "completed"
-                self._change(record, status=status, updated_at=at, ended_at=record.ended_at or at)
+                ended_at = record.ended_at or at
+                self._change(record, status=status, updated_at=at, ended_at=ended_at, live=False)
 
     def get(self, sid: str) -> CallRecord | None:
         """Return the record of a call."""
@@ -174,12 +166,16 @@ class CallStore:
         """Return the newest records, the newest first."""
         return list(self._records.values())[: -count - 1 : -1]
 
-    def _change(self, record: CallRecord, **changes: Any) -> CallRecord:
+    def _change(
+        self, record: CallRecord, news: Sequence[Mapping[str, Any]] = (), /, **changes: Any
+    ) -> CallRecord:
         changed = self._records[record.sid] = replace(record, **changes)
+        self._follower(changed, news)
         return changed
 
     def _put(self, record: CallRecord) -> None:
         self._records[record.sid] = record
+        self._follower(record, ())
         if len(self._records) - len(self._live) > self._keep:
             # Oldest first; only live calls, of which there are few, are skipped.
             del self._records[next(sid for sid in self._records if sid not in self._live)]

@@ -25,6 +25,7 @@ import trio
 from werkzeug.datastructures import MultiDict
 
 from voicebot import outbound, telephony, twiml
+from voicebot.call_record import FINAL_STATUSES, STATUSES, CallRecord
 from voicebot.config import Settings
 from voicebot.errors import CallRefused
 from voicebot.idempotency import Idempotency
@@ -32,7 +33,7 @@ from voicebot.metrics import Metrics
 from voicebot.onward import Onward
 from voicebot.outbound import OutboundCall
 from voicebot.record import Outcome
-from voicebot.store import FINAL_STATUSES, STATUSES, CallRecord, CallStore, Lines
+from voicebot.store import CallStore, Lines
 
 # SIDs are 34 letters and digits; a simulator may make up its own.
 _SID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -286,9 +287,11 @@ class Switchboard:
         self.lines.redeem(token, call_sid, account_sid, now=trio.current_time())
 
     @contextmanager
-    def live(self, call_sid: str) -> Iterator[None]:
+    def live(self, call_sid: str, parameters: Mapping[str, str] | None = None) -> Iterator[None]:
         """Hold the line and the record of a call while its engine runs."""
-        with self.lines.held(call_sid), self.store.live(call_sid, wall_clock):
+        told = dict(parameters or {})
+        told.pop(twiml.TOKEN_PARAMETER, None)  # it is no news to anybody, and a secret
+        with self.lines.held(call_sid), self.store.live(call_sid, wall_clock, told):
             yield
 
     def _open(self, form: Form, status: str) -> CallRecord:

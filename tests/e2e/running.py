@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -69,10 +70,12 @@ async def open_server(
     environ: Mapping[str, str], open_service: http.OpenService = service.open_service
 ) -> AsyncGenerator[Server]:
     """Serve with these settings while the block runs, and drain at its end."""
-    settings = load(environ)
-    app = http.create_app(settings, open_service)
-    shutdown = trio.Event()
-    async with trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory(prefix="voicebot-e2e-"))
+        settings = load({"VOICEBOT_DATABASE_URL": f"sqlite:///{folder}/calls.db", **environ})
+        app = http.create_app(settings, open_service)
+        shutdown = trio.Event()
+        nursery = await stack.enter_async_context(trio.open_nursery())
         urls = await nursery.start(
             partial(
                 serving.serve,

@@ -64,7 +64,7 @@ def server() -> Iterator[str]:
         for name, value in os.environ.items()
         if not name.startswith(("VOICEBOT_", "TWILIO_", "DEEPGRAM_", "GROQ_", "PUBLIC_URL"))
     }
-    environ["VOICEBOT_GREETING"] = "Hello."
+    environ |= {"VOICEBOT_GREETING": "Hello.", "VOICEBOT_DATABASE_URL": ""}
     with subprocess.Popen(
         [sys.executable, "-m", "voicebot", "serve", "--port", "0"],
         stdout=subprocess.PIPE,

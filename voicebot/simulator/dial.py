@@ -9,6 +9,7 @@ of comes out as errors of h11 and wsproto.
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 import subprocess
@@ -270,7 +271,8 @@ async def _open_stream(server: str) -> trio.SocketStream | trio.SSLStream[trio.S
 async def open_server(command: Sequence[str] = SERVE) -> AsyncGenerator[str]:
     """Run `voicebot serve` for the time of the block; give its base URL.
 
-    The last line of its start screen is `ready on http://…`.
+    It keeps no records: simulated calls are not to be found among real ones. The last line of its
+    start screen is `ready on http://…`.
 
     Raises:
         CallRefused: the server ended, or was not ready in time; it has said why on stderr.
@@ -283,6 +285,7 @@ async def open_server(command: Sequence[str] = SERVE) -> AsyncGenerator[str]:
             partial(
                 trio.run_process,
                 list(command),
+                env={**os.environ, "VOICEBOT_DATABASE_URL": ""},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 check=False,

@@ -1,0 +1,127 @@
+"""What it costs to keep records: CPU of the server per second of call, without and with a database.
+
+    python -m bench.records --rounds 4 --postgres postgresql://postgres@127.0.0.1/test
+
+Each round serves the same number of calls to a new server without a database, with SQLite, and with
+PostgreSQL where one is named, in an order that changes. Callers say something short again and
+again, so that there are more turns in a minute than with people. The CPU time is that of the whole
+process, the threads of the database included; the figure of interest is the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+
+from bench.barge_in import recordings, settings
+from bench.own_share import CLIP_S, stand_ins
+from voicebot.audio import BYTES_PER_S
+from voicebot.simulator.call import Script, Utterance, WhenSilent, run_call
+from voicebot.simulator.dial import Account, dial, open_line
+
+SPREAD_S: Final = 2.0  # over which calls begin
+WARM_S: Final = 2.0  # of a call, before the CPU time is read: models, connections, the first turns
+HELD_S: Final = 20.0  # of all calls at once
+UTTERANCES: Final = 60  # more than fit into that
+
+
+@contextmanager
+def serving(environ: dict[str, str]) -> Iterator[tuple[str, int]]:
+    """Run `voicebot serve`; yield its URL and pid."""
+    command = [sys.executable, "-m", "voicebot", "serve", "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if ready := re.fullmatch(r"ready on (http://\S+)\n", line):
+                yield ready[1], process.pid
+                break
+        process.terminate()
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has used, all its threads together."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def share(url: str, pid: int, at_once: int, clips: list[tuple[str, bytes]]) -> float:
+    """Hold calls; return the CPU-seconds of the server per call-second."""
+    pick = random.Random(1)
+    caller = Script(
+        tuple(
+            Utterance(*pick.choice(clips), WhenSilent(pick.uniform(0.2, 0.4)))
+            for _ in range(UTTERANCES)
+        )
+    )
+
+    async def hold(wait_s: float) -> None:
+        await trio.sleep(wait_s)
+        answer = await dial(url, Account())
+        async with open_line(url, answer.stream_url, Account()) as line:
+            await run_call(line, caller, answer.identity)
+
+    async with trio.open_nursery() as calls:
+        for n in range(at_once):
+            calls.start_soon(hold, n * SPREAD_S / at_once)
+        await trio.sleep(SPREAD_S + WARM_S)
+        used, began = cpu_s(pid), trio.current_time()
+        await trio.sleep(HELD_S)
+        used, took = cpu_s(pid) - used, trio.current_time() - began
+        calls.cancel_scope.cancel(reason="measured")
+    return used / (took * at_once)
+
+
+async def measure(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the figures of each kind of database, round by round."""
+    clips = [c for c in recordings(random.Random(1)) if len(c[1]) <= CLIP_S * BYTES_PER_S]
+    found: dict[str, list[float]] = {}
+    with stand_ins(lost=False) as standins, tempfile.TemporaryDirectory() as folder:
+        for n in range(options.rounds):
+            urls = {"none": "", "SQLite": f"sqlite:///{folder}/{n}.db"}
+            if options.postgres:
+                urls["PostgreSQL"] = options.postgres
+            order = list(urls)
+            random.Random(n).shuffle(order)
+            for kind in order:
+                environ = {**settings(standins), "VOICEBOT_DATABASE_URL": urls[kind]}
+                with serving(environ) as (url, pid):
+                    one = await share(url, pid, options.at_once, clips)
+                found.setdefault(kind, []).append(one)
+                print(f"round {n}: {kind} {one * 1000:.2f} ms", file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--at-once", type=int, default=10, help="calls")
+    parser.add_argument("--postgres", default="", help="URL of a database that may be written to")
+    options = parser.parse_args()
+    found = trio.run(measure, options)
+    for kind, shares in found.items():
+        ratios = [one / without for one, without in zip(shares, found["none"], strict=True)]
+        print(
+            f"{kind:12} {statistics.median(shares) * 1000:6.2f} ms per call-second "
+            f"({min(shares) * 1000:.2f} to {max(shares) * 1000:.2f}), of that without "
+            f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), "
+            f"n = {len(shares)}"
+        )
+
+
+if __name__ == "__main__":
+    main()
