@@ -25,6 +25,8 @@ from voicebot.errors import ConfigError
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework
 
+    from voicebot.bot import Bot
+
 ENV_FILE: Final = Path(".env")
 
 
@@ -49,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     serve.add_argument("--port", type=_port, default=8000, help="0: any free one (%(default)s)")
+    serve.add_argument(
+        "--bot", metavar="BOT", help="bot.py, bot.py:name or package.module[:name] (VOICEBOT_BOT)"
+    )
     serve.set_defaults(run=_serve)
 
     simulated = commands.add_parser(
@@ -99,14 +104,18 @@ def _call(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from voicebot.botfile import load_bot
     from voicebot.screen import start_screen
 
     settings = config.load(env_file=ENV_FILE)
+    if args.bot is not None:
+        settings = settings.model_copy(update={"bot": args.bot})
     log.configure(settings.log_level)
-    print(start_screen(settings, args.host, args.port), flush=True)
+    bot = load_bot(settings.bot) if settings.bot else None
+    print(start_screen(settings, args.host, args.port, bot), flush=True)
     failure = None
     try:
-        trio.run(_serve_until_signal, settings, args.host, args.port)
+        trio.run(_serve_until_signal, settings, args.host, args.port, bot)
     except* OSError as group:
         reason = os.strerror(getattr(_first(group), "errno", None) or 0)
         failure = f"cannot listen on {args.host}:{args.port}: {reason}; see --port and --host"
@@ -127,14 +136,14 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return first
 
 
-async def _serve_until_signal(settings: Settings, host: str, port: int) -> None:
+async def _serve_until_signal(settings: Settings, host: str, port: int, bot: Bot | None) -> None:
     """Serve until SIGTERM or Ctrl-C; a second one does not wait for live calls.
 
     Owns: the server nursery: the server itself and the watch for signals.
     """
     from voicebot import http, service, serving
 
-    app = http.create_app(settings, service.open_sole_service)
+    app = http.create_app(settings, partial(service.open_sole_service, bot=bot))
     shutdown = trio.Event()
     run = partial(
         serving.serve,

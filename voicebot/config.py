@@ -156,6 +156,11 @@ class Settings(BaseSettings):
     language: str = Field("en", description="BCP 47 tag given to speech to text")
 
     # The bot.
+    bot: str = Field(
+        "",
+        description="the bot file: bot.py, bot.py:name or package.module[:name]; empty: a bot of "
+        "the prompt and greeting below",
+    )
     prompt: str = Field(DEFAULT_PROMPT, description="system prompt")
     greeting: str = Field(DEFAULT_GREETING, description="spoken first; empty: the caller begins")
 
