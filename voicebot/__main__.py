@@ -1,4 +1,4 @@
-"""The command line: `voicebot serve | simulate | call | standins`.
+"""The command line: `voicebot new | serve | simulate | call | standins`.
 
 Reads the settings once and hands them down. Exit status 0: done; 1: it did not work; 2: it
 could not be tried, because of the settings or the arguments.
@@ -69,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     call.add_argument("--from", dest="from_", metavar="NUMBER", help="TWILIO_FROM_NUMBER if absent")
     call.set_defaults(run=_call)
 
+    new = commands.add_parser("new", help="write a starting bot with a test")
+    new.add_argument("name", type=Path, metavar="NAME", help="a folder, which is made")
+    new.set_defaults(run=_new)
+
     stand_ins = commands.add_parser(
         "standins", help="local stand-ins for Deepgram, Groq and Twilio's REST API"
     )
@@ -92,6 +96,14 @@ def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65_535:
         raise argparse.ArgumentTypeError(f"{text} is not a port")
     return int(text)
+
+
+def _new(args: argparse.Namespace) -> int:
+    from voicebot import starter
+
+    starter.write_bot(args.name)
+    print(starter.report(args.name))
+    return 0
 
 
 def _call(args: argparse.Namespace) -> int:

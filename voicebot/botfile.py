@@ -103,7 +103,7 @@ def _located(exc: BaseException, place: str) -> list[str]:
     """Return what is wrong, each with the file and line where the bot's author can mend it."""
     if isinstance(exc, SyntaxError):
         return [f"{_shown(exc.filename or place)}:{exc.lineno or 1}: {exc.msg}"]
-    line = _line_of(exc)
+    line = line_of(exc)
     where = f"{_shown(line[0])}:{line[1]}" if line else place
     if isinstance(exc, ConfigError):
         return [f"{where}: {problem}" for problem in exc.problems]
@@ -115,8 +115,8 @@ def _located(exc: BaseException, place: str) -> list[str]:
     return [f"{where}: {text}"]
 
 
-def _line_of(exc: BaseException) -> tuple[str, int] | None:
-    """Return the innermost line that is the author's own."""
+def line_of(exc: BaseException) -> tuple[str, int] | None:
+    """Return the file and the innermost line of an error that are a bot author's own."""
     frames = traceback.extract_tb(exc.__traceback__)
     ours = [
         (frame.filename, frame.lineno or 1)

@@ -30,7 +30,7 @@ from voicebot.context import CONTEXT_TOKENS, tokens_of
 from voicebot.errors import ConfigError
 from voicebot.hearing import Hearing
 from voicebot.patience import Endpointing
-from voicebot.plan import Timeouts
+from voicebot.plan import CONNECTING, CallPlan, Timeouts
 from voicebot.playout import Pacing
 from voicebot.recognition import Recognition
 from voicebot.turns import Interruption
@@ -294,6 +294,22 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = None)
     if problems:
         raise ConfigError(problems)
     return settings
+
+
+def plan_of(settings: Settings) -> CallPlan:
+    """Return how calls are run by these settings alone."""
+    values: dict[str, Any] = {
+        name: getattr(settings, name)
+        for name in (
+            *("prompt", "greeting", "language", "pacing", "endpointing", "interruption"),
+            *("timeouts", "send_deadline_s", "context_tokens"),
+        )
+    }
+    if settings.transfer_to:
+        values["trouble"] = CONNECTING
+        if settings.telephony:  # without it there is nobody who could put anybody through
+            values["people"] = {"a person": settings.transfer_to}
+    return CallPlan(**values)
 
 
 def _describe(error: Any) -> str:

@@ -8,7 +8,6 @@ call run one after the other, in the order of what they are told.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any, Final
 import trio
 
 from voicebot.bot import Bot
+from voicebot.botfile import line_of
 from voicebot.call import Call
 from voicebot.floor import Bell
 from voicebot.hidden import open_hidden_nursery
@@ -81,7 +81,8 @@ class Hooks:
                 await invoke(partial(hook, *arguments), self._threads)
             except Exception as exc:  # the bot author's mistake, and not this call's
                 self._failed(name)
-                extra = {"hook": name, "where": _where(exc)}
+                line = line_of(exc)
+                extra = {"hook": name, "where": f"{line[0]}:{line[1]}" if line else name}
                 log.warning("hook_failed", exc_info=True, extra=extra)
         if patience.cancelled_caught:
             self.late(name, patience_s)
@@ -145,15 +146,3 @@ async def open_hooks(
         yield hooks
         with trio.move_on_after(GRACE_S):
             await hooks.idle()
-
-
-def _where(exc: BaseException) -> str:
-    """Return the innermost line in the file of the hook: the first that is not ours."""
-    frames = traceback.extract_tb(exc.__traceback__)
-    here = [index for index, frame in enumerate(frames) if frame.name == "invoke"]
-    behind = frames[here[-1] + 1 :] if here else frames
-    theirs = [frame for frame in behind if "trio" not in frame.filename.split("/")]
-    if not theirs:
-        return "?"
-    own = [frame for frame in theirs if frame.filename == theirs[0].filename]
-    return f"{own[-1].filename}:{own[-1].lineno}"

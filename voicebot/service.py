@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 import trio
 
@@ -16,14 +15,14 @@ from voicebot import log as log_setup
 from voicebot import telephony, twilio, twiml, ws
 from voicebot.bot import Bot
 from voicebot.call import Call
-from voicebot.config import Settings
+from voicebot.config import plan_of
 from voicebot.hooks import Hooks, open_hooks
 from voicebot.nursery import run_call
 from voicebot.onward import KEPT
 from voicebot.parting import Ending
 from voicebot.parts import open_ports
 from voicebot.phrases import open_phrases
-from voicebot.plan import CONNECTING, CallPlan
+from voicebot.plan import CallPlan
 from voicebot.ports import Ports
 from voicebot.record import CallSummary
 from voicebot.remote import Remote
@@ -66,7 +65,7 @@ async def open_service(board: Switchboard, bot: Bot | None = None) -> AsyncGener
         settings = board.settings if bot is None else bot.settings(board.settings)
         brain = None if bot is None or settings.groq else bot.call_brain()
         ports = await stack.enter_async_context(open_ports(settings, brain))
-        plan, bot = _plan(settings), bot or Bot()
+        plan, bot = plan_of(settings), bot or Bot()
         resting = bot.resting_plan(plan)
         phrases = await stack.enter_async_context(
             open_phrases(resting, ports.synthesizer, bot.tool_fillers)
@@ -235,18 +234,3 @@ class _Calls:
     def _authenticate(self, start: twilio.Start) -> None:
         token = start.parameters.get(twiml.TOKEN_PARAMETER, "")
         self._board.redeem(token, start.call_sid, start.account_sid)
-
-
-def _plan(settings: Settings) -> CallPlan:
-    values: dict[str, Any] = {
-        name: getattr(settings, name)
-        for name in (
-            *("prompt", "greeting", "language", "pacing", "endpointing", "interruption"),
-            *("timeouts", "send_deadline_s", "context_tokens"),
-        )
-    }
-    if settings.transfer_to:
-        values["trouble"] = CONNECTING
-        if settings.telephony:  # without it there is nobody who could put anybody through
-            values["people"] = {"a person": settings.transfer_to}
-    return CallPlan(**values)

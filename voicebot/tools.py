@@ -271,7 +271,7 @@ def _read_signature(
     for name, parameter in inspect.signature(function).parameters.items():
         hint = hints.get(name)
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            problems.append(f"{about}: parameter {parameter} must be one that has a name")
+            problems.append(f"{about}: parameter {name} must be one that is passed by name")
         elif hint is Call:
             call_parameter = name
         elif hint is None:

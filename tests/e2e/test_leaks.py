@@ -40,7 +40,7 @@ from wsproto.utilities import LocalProtocolError
 from tests.e2e.running import PUBLIC_URL, Server, open_server
 from tests.peer import Gone, Peer, Refused, in_use
 from voicebot import log, nursery, parts, service
-from voicebot.config import Settings
+from voicebot.config import Settings, plan_of
 from voicebot.errors import SocketClosed
 from voicebot.phrases import Phrases
 from voicebot.plan import CallPlan
@@ -900,11 +900,11 @@ async def open_scene(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> AsyncGenera
     async with open_standins() as standins:
         scene = Scene(kind, standins, pools)
         watch_ends(monkeypatch, scene)
-        plan = service._plan
+        plan = plan_of
         monkeypatch.setattr(service, "open_ports", scene.open_ports)
         # With its sounds known beforehand a greeting would need no voice.
         monkeypatch.setattr(Phrases, "get", lambda phrases, piece: None)
-        monkeypatch.setattr(service, "_plan", lambda settings: scene.plan(plan(settings)))
+        monkeypatch.setattr(service, "plan_of", lambda settings: scene.plan(plan(settings)))
         try:
             yield scene
         finally:
