@@ -359,7 +359,7 @@ async def test_only_an_async_function_is_broken_off_by_an_interruption() -> None
         """Do."""
 
     threads = trio.CapacityLimiter(1)
-    box = Toolbox([t.bind(Call(), threads) for t in (sync, does)], may_hang_up=False)
+    box = Toolbox([t.bind(Call(), threads) for t in (sync, does)])
     for name, broken_off in (("sync", False), ("does", True)):
         job, _ = box.ask(ToolCall("1", name, "{}"))
         assert job is not None

@@ -18,7 +18,7 @@ import trio
 
 from voicebot.brain.rules import Rules, no_model
 from voicebot.call import BUILT_IN, Call, render, variables_in
-from voicebot.config import Settings
+from voicebot.config import E164, Settings
 from voicebot.errors import ConfigError
 from voicebot.patience import Endpointing
 from voicebot.plan import CallPlan, Timeouts
@@ -31,10 +31,15 @@ Later = Awaitable[None] | None
 
 GREETING: Final = "Hello. How can I help you?"  # of a bot that has none, nor have the settings
 _EMBEDDED_VOICES: Final = frozenset({"auto", "piper", "espeak"})
-_TEXTS: Final = ("prompt", "greeting", "apology", "trouble", "farewell", "goodbye")
+_TEXTS: Final = (
+    *("prompt", "greeting", "apology", "trouble", "farewell", "goodbye", "transferring"),
+)
 _GROUPS: Final = {"endpointing": Endpointing, "interruption": Interruption, "timeouts": Timeouts}
 _OF_SETTINGS: Final = ("prompt", "greeting", "language", "context_tokens", *_GROUPS)
-_OF_PLAN: Final = ("apology", "fillers", "trouble", "farewell", "goodbye", "may_hang_up")
+_OF_PLAN: Final = (
+    *("apology", "fillers", "trouble", "farewell", "goodbye", "transferring"),
+    *("may_hang_up", "may_send_digits", "people"),
+)
 _HOOKS: Final = {
     "on_call_start": ("call",),
     "on_turn": ("call", "turn"),
@@ -60,6 +65,8 @@ class Bot:
     `on_call_end(call, summary)` once the call is over. What goes wrong in them is logged and
     counted, and the call goes on.
 
+    `people` are those whom the model may put callers through to: E.164 by name.
+
     `brain` answers where no language model is configured. The remaining fields are texts and
     numbers of `CallPlan` and `Timeouts`; None is their default.
 
@@ -83,7 +90,10 @@ class Bot:
     trouble: str | None = None
     farewell: str | None = None
     goodbye: str | None = None
+    transferring: str | None = None
+    people: Mapping[str, str] | None = None
     may_hang_up: bool | None = None
+    may_send_digits: bool | None = None
     context_tokens: int | None = None
     endpointing: Endpointing | None = None
     interruption: Interruption | None = None
@@ -168,6 +178,12 @@ def _wrong_types(bot: Bot) -> list[str]:
         )
     if bot.brain is not None and not callable(getattr(bot.brain, "open_reply", None)):
         problems.append("Bot: brain must be a Chat, like voicebot.brain.rules.Rules")
+    people: Any = bot.people  # as with fillers
+    if people is not None and not (
+        isinstance(people, Mapping)
+        and all(isinstance(number, str) and E164.fullmatch(number) for number in people.values())
+    ):
+        problems.append('Bot: people must be numbers by name, like {"the shop": "+15550100123"}')
     if not isinstance(bot.variables, Mapping):
         problems.append('Bot: variables must be a dict of names and defaults, like {"name": ""}')
     return problems

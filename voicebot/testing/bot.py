@@ -18,12 +18,15 @@ from voicebot.bot import Bot
 from voicebot.call import Call
 from voicebot.config import load, plan_of
 from voicebot.hooks import open_hooks
+from voicebot.phrases import Phrases
+from voicebot.plan import CallPlan
 from voicebot.ports import Chat, Ports
 from voicebot.record import Moment
 from voicebot.simulator import Network, Script
 from voicebot.simulator.network import PERFECT
 from voicebot.testing.call import IDENTITY, HeldCall, hold_call, toy_ports
 from voicebot.testing.seeded import run_seeded
+from voicebot.testing.toy import say
 
 #: What {{today}} and {{now}} say, so that a test says the same on every day. A Friday.
 NOW: Final = datetime.datetime(2026, 11, 27, 10, 30)
@@ -58,7 +61,7 @@ async def hold_bot_call(
         with all_hooks.of(call) as hooks:
             await hooks.start()
             ports = replace(
-                ports or toy_ports(),
+                ports or replace(toy_ports(), canned=_sounds(bot, base).get),
                 chat=chat or bot.call_brain(call),
                 tools=bot.call_tools(call, now, None),
             )
@@ -72,6 +75,13 @@ async def hold_bot_call(
             )
             hooks.end(held.summary)
     return held
+
+
+def _sounds(bot: Bot, base: CallPlan) -> dict[str, bytes]:
+    """Return what a server would have learned by now."""
+    return {
+        piece: say(piece) for piece in Phrases(bot.resting_plan(base), bot.tool_fillers).missing
+    }
 
 
 def hold_bot(
