@@ -333,7 +333,7 @@ async def test_thread_that_hangs_is_left_alone_and_keeps_its_place() -> None:
     @tool
     def hang() -> None:
         """Hang."""
-        go.wait(20)
+        go.wait(4)
         gone.set()
 
     threads = trio.CapacityLimiter(1)
