@@ -74,7 +74,28 @@ def test_nothing_is_said_behind_a_goodbye() -> None:
     assert goodbye == "Goodbye."
     assert isinstance(call, ToolCall)
     asked = Message("assistant", "Goodbye.", (call,))
-    assert rules.reply([*messages, asked, Message("tool", "x", tool_call_id=call.id)]) == []
+    ended = [*messages, asked, Message("tool", "x", tool_call_id=call.id)]
+    assert rules.reply(ended, may_use=False) == []
+
+
+@pytest.mark.parametrize(
+    "then, said",
+    [
+        ("{result}", "I am sorry, nobody is there. What else can I do for you?"),
+        ("Ben is out.", "Ben is out."),
+    ],
+)
+def test_a_caller_who_is_back_is_not_told_what_is_written_for_a_model(then: str, said: str) -> None:
+    rules = Rules(when("ben", use("transfer", {"to": "Ben"}, then=then)))
+    messages = says("ben")
+    [call] = rules.reply(messages)
+    assert isinstance(call, ToolCall)
+    result = Message("tool", "nobody took the call; tell them", tool_call_id=call.id)
+
+    back = [*messages, Message("assistant", "", (call,)), result]
+
+    assert rules.reply(back, may_use=False) == []  # while it goes away
+    assert rules.reply(back) == [said]
 
 
 def test_functions_see_words_state_results_and_the_call_and_may_pass_on() -> None:

@@ -23,15 +23,21 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from voicebot.brain.booking import normalize
 from voicebot.call import Call
+from voicebot.parting import HANG_UP, SEND_DIGITS, TRANSFER
 from voicebot.ports import Message, Tool, ToolCall
 
-Text = str | Callable[["Said"], str]
+#: Said when a call is back from what has ended its stream, unless `then` says otherwise.
+_BACK: Final = {
+    HANG_UP: "You are still there. What can I do for you?",
+    TRANSFER: "I am sorry, nobody is there. What else can I do for you?",
+    SEND_DIGITS: "That is done.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +133,11 @@ class Rules:
         """Return these rules for one call."""
         return Rules(*self.rules, otherwise=self.otherwise, call=call)
 
-    def reply(self, messages: Sequence[Message]) -> list[str | ToolCall]:
-        """Return the answer to a conversation: its texts, and tools to be run."""
+    def reply(self, messages: Sequence[Message], *, may_use: bool = True) -> list[str | ToolCall]:
+        """Return the answer to a conversation: its texts, and tools to be run.
+
+        `may_use`: whether tools are offered. They are not while the stream is about to end.
+        """
         state: dict[str, Any] = {}
         results: list[str] = []
         answer: str | Use = ""
@@ -138,7 +147,7 @@ class Rules:
             elif message.role == "tool":
                 results.append(message.content)
         if messages and messages[-1].role == "tool":
-            return self._told(answer, messages)
+            return self._told(answer, messages, may_use)
         if isinstance(answer, str):
             return [answer]
         calls = sum(len(message.tool_calls) for message in messages)
@@ -154,14 +163,19 @@ class Rules:
                     return answer
         return _evaluate(self.otherwise, Said(words, text, None, state, results, self.call)) or ""
 
-    def _told(self, answer: str | Use, messages: Sequence[Message]) -> list[str | ToolCall]:
+    def _told(
+        self, answer: str | Use, messages: Sequence[Message], may_use: bool
+    ) -> list[str | ToolCall]:
         """Return what is said of the results that the conversation ends with."""
         last = list(itertools.takewhile(lambda message: message.role == "tool", messages[::-1]))
         result = " ".join(message.content for message in last[::-1])
         if isinstance(answer, str):
             return [result]
-        if answer.tool == "hang_up":
-            return []  # the goodbye has been said with it
+        if answer.tool in _BACK:
+            if not may_use:
+                return []  # the call says itself what is to be said
+            if answer.then == "{result}":
+                return [_BACK[answer.tool]]  # the result is written for a model
         return [
             answer.then(result) if callable(answer.then) else _filled(answer.then, result=result)
         ]
@@ -171,7 +185,7 @@ class Rules:
         self, messages: Sequence[Message], tools: Sequence[Tool] = ()
     ) -> AsyncGenerator[AsyncIterator[str | ToolCall]]:
         """Give the answer in one piece. See `ports.Chat.open_reply`."""
-        yield _Parts(self.reply(messages))
+        yield _Parts(self.reply(messages, may_use=bool(tools)))
 
 
 def no_model() -> Rules:
