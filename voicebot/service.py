@@ -199,7 +199,8 @@ class _Calls:
     def _for(self, call: Call) -> tuple[Ports, CallPlan]:
         """Return ports and plan of one call: what the bot can do and says in it."""
         now = datetime.now()
-        ports = replace(self._ports, tools=self._bot.call_tools(call, now, self._threads))
+        tools = (*self._ports.tools, *self._bot.call_tools(call, now, self._threads))
+        ports = replace(self._ports, tools=tools)
         if self._by_brain:
             ports = replace(ports, chat=self._bot.call_brain(call))
         return ports, self._bot.plan(self._plan, call, now)

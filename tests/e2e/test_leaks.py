@@ -44,7 +44,7 @@ from voicebot.config import Settings, plan_of
 from voicebot.errors import SocketClosed
 from voicebot.phrases import Phrases
 from voicebot.plan import CallPlan
-from voicebot.ports import Message, Ports, Tool
+from voicebot.ports import Chat, Message, Ports, Tool
 from voicebot.record import Outcome
 from voicebot.simulator.call import (
     At,
@@ -761,8 +761,10 @@ class Scene:
         self.overs.setdefault(call_sid, trio.current_time() + in_s)
 
     @asynccontextmanager
-    async def open_ports(self, settings: Settings) -> AsyncGenerator[Ports]:
-        async with parts.open_ports(settings) as ports:
+    async def open_ports(
+        self, settings: Settings, brain: Chat | None = None
+    ) -> AsyncGenerator[Ports]:
+        async with parts.open_ports(settings, brain) as ports:
             self.ports = ports
             yield self.kind.change(self, ports)
 
