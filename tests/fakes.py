@@ -21,7 +21,7 @@ from voicebot import twilio
 from voicebot.errors import ProviderError, ReplyCut, SocketClosed
 from voicebot.floor import Bell
 from voicebot.patience import Endpointing
-from voicebot.plan import CallPlan
+from voicebot.plan import CallPlan, Timeouts
 from voicebot.ports import Final, Message, Ports, Tool, ToolCall, Transcript
 
 FRAME_S = 0.020
@@ -249,6 +249,7 @@ class FakeChat:
     offered: list[list[str]] = field(default_factory=list)
     cancelled: int = 0
     fail_after: int | None = None  # words
+    retryable: bool = False  # that failure
     cut: str = ""  # why every answer has no end
     stall_after: int | None = None
     slow_close: float = 0.0
@@ -281,7 +282,7 @@ class FakeChat:
         ]
         for index, word in enumerate(words):
             if index == self.fail_after:
-                raise ProviderError("chat", "broke")
+                raise ProviderError("chat", "broke", retryable=self.retryable)
             if index == self.stall_after:
                 await trio.sleep_forever()
             last = index == len(words) - 1 and self.cut
@@ -374,7 +375,8 @@ def plan(**changes: Any) -> CallPlan:
     """Return a plan with a short greeting; a test changes what it is about."""
     # The times in the tests are made for it.
     patient = Endpointing(hangover_ms=350, guesses=0)
-    return CallPlan(**{"prompt": "be brief", "greeting": "", "endpointing": patient, **changes})
+    defaults = {"prompt": "be brief", "greeting": "", "endpointing": patient}
+    return CallPlan(**{**defaults, "timeouts": Timeouts(idle_s=0), **changes})
 
 
 def ports(

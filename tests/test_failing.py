@@ -525,3 +525,44 @@ async def test_a_call_that_ends_well_is_not_handed_over(autojump_clock: Clock) -
 
     assert summary.outcome is Outcome.BOT_HUNG_UP
     assert carrier.asked == ["hang up"]
+
+
+# An answer that breaks off.
+
+
+class Breaks(FakeChat):
+    """Breaks off after so many words, once; `fail_after` and `replies` say the rest."""
+
+    async def _words(self, parts: Any) -> Any:
+        words = self.fail_after
+        if len(self.requests) > 1:
+            self.fail_after = None
+        async for word in super()._words(parts):
+            yield word
+        assert words is None or len(self.requests) > 1
+
+
+@pytest.mark.parametrize("after, heard", [(2, "Now it works."), (5, "One two three. Sorry.")])
+async def test_an_answer_of_which_nothing_was_said_is_asked_for_once_more(
+    autojump_clock: Clock, after: int, heard: str
+) -> None:
+    chat = Breaks(["One two three. Four five six.", "Now it works."], fail_after=after)
+    chat.retryable = True
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=9.0)
+    call = ports(FakeEar(["tell me"]), chat, canned=KNOWN)
+
+    summary = await run_call(socket, call, plan(timeouts=TIMES, **TEXTS))
+
+    assert summary.turns[0].heard == heard
+    assert len(chat.requests) == (2 if after == 2 else 1)
+
+
+async def test_an_answer_that_breaks_off_twice_is_apologised_for(autojump_clock: Clock) -> None:
+    chat = FakeChat(["One two three four."] * 3, fail_after=2, retryable=True)
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=9.0)
+    call = ports(FakeEar(["tell me"]), chat, canned=KNOWN)
+
+    summary = await run_call(socket, call, plan(timeouts=TIMES, **TEXTS))
+
+    assert summary.turns[0].heard == "Sorry."
+    assert len(chat.requests) == 2

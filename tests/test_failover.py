@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -307,3 +307,32 @@ async def test_where_two_broke_off_the_third_is_asked(autojump_clock: Clock) -> 
                 assert [chunk async for chunk in chunks]
 
     assert [len(part.asked) for part in (first, second, third)] == [1, 1, 2]
+
+
+async def test_who_breaks_off_every_answer_is_left_alone_after_some(autojump_clock: Clock) -> None:
+    failures = Failures()
+    broken = Part([(0.0, "a"), (0.0, ProviderError("x", "reset", retryable=True))])
+    chats: Alternatives[Any] = Alternatives([broken, Part([(0.0, "b")])], TIMES.retrying)
+    for _ in range(TIMES.breaker_failures):
+        chat = FailoverChat(chats, TIMES, failures)  # of another call
+        with pytest.raises(ProviderError, match="reset"):
+            async with chat.open_reply([]) as deltas:
+                assert [delta async for delta in deltas]
+    assert [left_alone for _, left_alone in failures.told] == [False, False, True]
+    async with FailoverChat(chats, TIMES, failures).open_reply([]) as deltas:
+        assert [delta async for delta in deltas] == ["b"]
+
+
+async def test_an_answer_that_the_caller_interrupts_went_well(autojump_clock: Clock) -> None:
+    failures = Failures()
+    down = Part([(0.0, ProviderError("x", "reset", retryable=True))])
+    fine = Part([(0.0, "a"), (math.inf, "b")])
+    chats: Alternatives[Any] = Alternatives([fine], TIMES.retrying)
+    for parts in (down.items, down.items, fine.items, down.items, down.items):
+        fine.items = parts
+        with trio.move_on_after(1.0), contextlib.suppress(ProviderError):
+            chat = FailoverChat(chats, replace(TIMES, answer_tries=1), failures)
+            async with chat.open_reply([]) as deltas:
+                async for _ in deltas:
+                    pass
+    assert [left_alone for _, left_alone in failures.told] == [False] * 4

@@ -166,10 +166,27 @@ async def test_no_mark_ever_echoed_does_not_stop_the_conversation(autojump_clock
 async def test_a_call_that_never_ends_is_ended(autojump_clock: Clock) -> None:
     socket = FakeTwilio(stop_at=1e6)
 
-    summary = await run_call(socket, ports(), plan(timeouts=Timeouts(call_s=30.0)))
+    times = Timeouts(call_s=30.0, warning_s=0, idle_s=0)
+    summary = await run_call(socket, ports(), plan(timeouts=times, time_up="Over."))
 
     assert summary.outcome is Outcome.TOO_LONG
-    assert summary.duration_s == pytest.approx(30.0)
+    assert summary.turns[-1].heard == "Over."
+    assert 30.0 < summary.duration_s < 31.0
+
+
+async def test_a_goodbye_that_never_ends_is_cut(autojump_clock: Clock) -> None:
+    socket, times = (
+        FakeTwilio(stop_at=1e6),
+        Timeouts(call_s=30.0, parting_s=2.0, warning_s=9.0, idle_s=0),
+    )
+
+    call = ports(voice=FakeVoice(stall_on=1))
+    summary = await run_call(
+        socket, call, plan(timeouts=times, warning="Soon.", time_up="Over and out.")
+    )
+
+    assert summary.outcome is Outcome.TOO_LONG
+    assert summary.duration_s == pytest.approx(32.0)
 
 
 def stuck_after(seconds: float, socket: FakeTwilio) -> Callable[[twilio.Outbound], object]:
@@ -397,9 +414,9 @@ async def test_a_recogniser_that_never_answers_does_not_hang_the_turn(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(mend)
-        summary = await run_call(socket, ports(ear, FakeChat(["Yes."])), plan())
+        summary = await run_call(socket, ports(ear, FakeChat(["Yes."])), plan(apology="Pardon?"))
 
-    assert [turn.heard for turn in summary.turns] == ["Yes."]
+    assert [turn.heard for turn in summary.turns] == ["Pardon?", "Yes."]
 
 
 async def test_synthesis_waits_while_much_is_unheard(autojump_clock: Clock) -> None:

@@ -20,9 +20,12 @@ PLAN = plan(
     trouble="Broken. Goodbye.",
     farewell="Nobody there. Goodbye.",
     goodbye="Goodbye.",
+    reprompts=("There?",),
+    warning="Soon.",
+    time_up="Over. Goodbye.",
 )
 PIECES = ["Hello.", "Who is it?", "Wait.", "Sorry.", "Again?", "Broken.", "Goodbye."]
-PIECES += ["Nobody there."]
+PIECES += ["Nobody there.", "There?", "Soon.", "Over."]
 
 
 class Down(FakeVoice):

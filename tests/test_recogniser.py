@@ -213,10 +213,10 @@ async def test_a_provider_is_never_asked(autojump_clock: MockClock) -> None:
     ear = FakeEar(["asked"])
     socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=6.0)
 
-    summary = await run_call(socket, ports(ear, endpointing="provider"), plan())
+    summary = await run_call(socket, ports(ear, endpointing="provider"), plan(apology="Pardon?"))
 
     assert ear.texts == ["asked"]
-    assert summary.turns == ()
+    assert [turn.heard for turn in summary.turns] == ["Pardon?"]
 
 
 async def test_speech_that_was_too_long_to_be_told_again_is_counted(

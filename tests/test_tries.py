@@ -166,3 +166,15 @@ def test_one_thing_is_an_alternative_of_its_own_and_several_stay_as_they_are() -
     same: object = Alternatives[str].of(several, RULES)
     assert same is several
     assert Alternatives.of("a", RULES).tries(1, math.inf).begin(0.0) == "a"
+
+
+@pytest.mark.parametrize("error", [ASKED, KEY])
+def test_a_stream_that_had_worked_is_opened_once_more_whatever_it_ended_with(
+    error: ProviderError,
+) -> None:
+    tries = Alternatives(["a"], RULES).tries(3)
+    tries.begin(0.0)
+    tries.worked(3)
+    assert tries.failed(error, 5.0) is not None
+    assert tries.begin(6.0) == "a"
+    assert tries.failed(error, 6.0) is None

@@ -33,11 +33,13 @@ GREETING: Final = "Hello. How can I help you?"  # of a bot that has none, nor ha
 _EMBEDDED_VOICES: Final = frozenset({"auto", "piper", "espeak"})
 _TEXTS: Final = (
     *("prompt", "greeting", "apology", "trouble", "farewell", "goodbye", "transferring"),
+    *("warning", "time_up"),
 )
+_LISTS: Final = ("fillers", "reprompts")  # of texts
 _GROUPS: Final = {"endpointing": Endpointing, "interruption": Interruption, "timeouts": Timeouts}
 _OF_SETTINGS: Final = ("prompt", "greeting", "language", "context_tokens", *_GROUPS)
 _OF_PLAN: Final = (
-    *("apology", "fillers", "trouble", "farewell", "goodbye", "transferring"),
+    *("apology", "trouble", "farewell", "goodbye", "transferring", "warning", "time_up", *_LISTS),
     *("may_hang_up", "may_send_digits", "people"),
 )
 _HOOKS: Final = {
@@ -91,6 +93,9 @@ class Bot:
     farewell: str | None = None
     goodbye: str | None = None
     transferring: str | None = None
+    reprompts: Sequence[str] | None = None
+    warning: str | None = None
+    time_up: str | None = None
     people: Mapping[str, str] | None = None
     may_hang_up: bool | None = None
     may_send_digits: bool | None = None
@@ -132,8 +137,9 @@ class Bot:
         given = {name: value for name in _OF_PLAN if (value := getattr(self, name)) is not None}
         plan = replace(base, **given)
         texts: dict[str, Any] = {name: render(getattr(plan, name), values) for name in _TEXTS}
-        fillers = tuple(render(text, values) for text in plan.fillers)
-        return replace(plan, **texts, fillers=fillers)
+        for name in _LISTS:
+            texts[name] = tuple(render(text, values) for text in getattr(plan, name))
+        return replace(plan, **texts)
 
     def call_tools(
         self, call: Call, now: datetime, threads: trio.CapacityLimiter | None
@@ -161,11 +167,12 @@ def _wrong_types(bot: Bot) -> list[str]:
         for name in ("voice", "language", *_TEXTS)
         if not isinstance(getattr(bot, name), str | None)
     ]
-    fillers: Any = bot.fillers  # declared, and whatever the file says
-    if fillers is not None and (
-        isinstance(fillers, str) or not all(isinstance(text, str) for text in fillers)
-    ):
-        problems.append('Bot: fillers must be a list of texts, like ["One moment, please."]')
+    for name in _LISTS:
+        several = getattr(bot, name)
+        if several is not None and not (
+            isinstance(several, list | tuple) and all(isinstance(text, str) for text in several)
+        ):
+            problems.append(f'Bot: {name} must be a list of texts, like ["One moment, please."]')
     for name, kind in _GROUPS.items():
         if not isinstance(getattr(bot, name), kind | None):
             problems.append(f"Bot: {name} must be a voicebot.{kind.__module__[9:]}.{kind.__name__}")
@@ -178,7 +185,7 @@ def _wrong_types(bot: Bot) -> list[str]:
         )
     if bot.brain is not None and not callable(getattr(bot.brain, "open_reply", None)):
         problems.append("Bot: brain must be a Chat, like voicebot.brain.rules.Rules")
-    people: Any = bot.people  # as with fillers
+    people: Any = bot.people  # whatever the file says
     if people is not None and not (
         isinstance(people, Mapping)
         and all(isinstance(number, str) and E164.fullmatch(number) for number in people.values())
@@ -190,7 +197,7 @@ def _wrong_types(bot: Bot) -> list[str]:
 
 
 def _wrong_tools(bot: Bot) -> list[str]:
-    tools: Any = bot.tools  # as with fillers
+    tools: Any = bot.tools  # whatever the file says
     if not isinstance(tools, Sequence):
         return ["Bot: tools must be a list of functions with @tool"]
     problems = []
@@ -225,7 +232,7 @@ def _wrong_variables(bot: Bot) -> list[str]:
     ]
     known = [*bot.variables, *BUILT_IN]
     texts = {name: [getattr(bot, name) or ""] for name in _TEXTS}
-    texts["fillers"] = list(bot.fillers or ())
+    texts |= {name: list(getattr(bot, name) or ()) for name in _LISTS}
     texts |= {f"filler of {tool.name}": [tool.filler] for tool in bot.tools}
     for where, several in texts.items():
         for name in dict.fromkeys(name for text in several for name in variables_in(text)):

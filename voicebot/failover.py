@@ -157,13 +157,13 @@ class _Tries(Generic[PartT, ItemT]):
         while True:
             part = self._tries.begin(trio.current_time())
             answer: _Answer[ItemT] | None = None
+            error: ProviderError | None = None
             try:
                 patience_s = min(first_s, self._until - trio.current_time())
                 with trio.fail_after(patience_s) as patience:
                     async with self._ask(part) as items:
                         answer = _Answer(items, patience, gaps)
                         await answer.begin()
-                        self._tries.worked()
                         yield answer
                         patience.deadline = trio.current_time() + first_s  # for its close
                 return
@@ -174,11 +174,16 @@ class _Tries(Generic[PartT, ItemT]):
                 if answer is not None and answer.begun:
                     late = ProviderTimeout(_name(part), "the answer stalled")
                 late.__cause__ = exc
-                error: ProviderError = late
+                error = late
             except ReplyCut:  # no failure: the model is at its end
                 raise
             except ProviderError as exc:
                 error = exc
+            finally:
+                # Not sooner: who breaks off every answer works for nobody. An answer that its
+                # user leaves, because the caller has interrupted, went well so far.
+                if error is None and answer is not None and answer.begun:
+                    self._tries.worked()
             now = trio.current_time()
             pause = self._tries.failed(error, now)
             self._on_failure(error, self._tries.opened)

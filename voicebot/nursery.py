@@ -1,10 +1,12 @@
 """The life of a call: its nurseries, its scopes, and what ends each of them.
 
     run_call
-      call nursery            owns writer, listen, transcribe, tools, converse; `_Call.end` ends it
+      call nursery            owns these seven; `_Call.end` ends it
         writer                the only task that sends on the media socket; outlives every turn
         listen scope          socket -> ears -> turn-taking; never waits for a provider
         transcribe            ring of caller audio -> recogniser -> turn-taking
+        keys                  ends entries behind which no other key comes
+        clock                 warns that the call gets too long, and ends it
         tools nursery         owns the tools that run; one that must not be torn outlives its turn
         converse              one turn after the other; its own task speaks
           turn nursery        owns think and synth
@@ -35,6 +37,7 @@ from typing import Final, Literal, assert_never
 import trio
 
 from voicebot import audio, twilio
+from voicebot.company import Company
 from voicebot.dialog import Dialog
 from voicebot.errors import (
     ProviderError,
@@ -44,6 +47,7 @@ from voicebot.errors import (
 )
 from voicebot.failover import FailoverChat, FailoverVoice
 from voicebot.floor import Bell, Floor
+from voicebot.keypad import Entry, Keypad, asking_tool
 from voicebot.parting import Ending, Resumption
 from voicebot.plan import CallPlan
 from voicebot.playout import Cut, Epoch, Ledger
@@ -161,8 +165,9 @@ async def run_call(
     if remote is not None:
         remote.attach(call.leave_message)
     try:
-        with trio.move_on_at(call.began + plan.timeouts.call_s) as length:
-            async with trio.open_nursery() as nursery:  # owns the five tasks; `end` ends it
+        latest = call.began + plan.timeouts.call_s + plan.timeouts.parting_s
+        with trio.move_on_at(latest) as length:
+            async with trio.open_nursery() as nursery:  # owns the seven tasks; `end` ends it
                 call.scope = nursery.cancel_scope
                 outbound_send, outbound_receive = trio.open_memory_channel[_Outbound](0)
                 jobs_send, jobs_receive = trio.open_memory_channel[Run](0)
@@ -172,6 +177,8 @@ async def run_call(
                 nursery.start_soon(call.listen, name=f"listen {sid}")
                 nursery.start_soon(call.transcribe, name=f"transcribe {sid}")
                 nursery.start_soon(call.run_tools, jobs_receive, name=f"tools {sid}")
+                nursery.start_soon(call.take_keys, name=f"keys {sid}")
+                nursery.start_soon(call.watch_clock, name=f"clock {sid}")
                 nursery.start_soon(call.converse, name=f"converse {sid}")
         if length.cancelled_caught:
             call.outcome = Outcome.TOO_LONG
@@ -248,7 +255,8 @@ class _Call:
         self._ledger = Ledger(plan.pacing)
         self._turns = Turns(plan.endpointing, ports.endpointing, plan.interruption, plan.language)
         numbered = sum(len(message.tool_calls) for message in before.history)
-        self._toolbox = Toolbox(ports.tools, plan.partings, numbered=numbered)
+        asks = (asking_tool(self._expect, plan.keys),) if plan.may_ask_for_keys else ()
+        self._toolbox = Toolbox((*ports.tools, *asks), plan.partings, numbered=numbered)
         self._goes_on = resumption is not None
         self._dialog = Dialog(
             plan.prompt, self._toolbox.offered, plan.context_tokens, before.history
@@ -273,7 +281,10 @@ class _Call:
         self._voicing = Voicing(
             plan, self._speech, ports.canned, self.thinker, self._ledger, self._turns, notes
         )
+        self._company = Company(plan, self._voicing.knows)
         self._framer = audio.Framer()
+        self._keypad = Keypad(plan.keys)
+        self._pressed = Bell()
         self._ring = Ring()
         self._fed = Bell()
         self._inbox: list[str] = []  # turns of the caller not answered yet
@@ -283,10 +294,11 @@ class _Call:
         self._echoed = Bell()
         self._giving_up: Outcome | None = None
         self._voice = False  # of the caller, by the ears
-        self._fell: float | None = None  # when it fell
+        self._rose = 0.0  # when it rose, and when it fell
+        self._fell: float | None = None
         self._media_at = 0.0  # when media was written last
         self._reply: Reply | None = None  # the newest
-        self._silent_at = 0.0  # when it was last heard
+        self._silent_at = trio.current_time()  # when it was last heard
         self._ducks = plan.interruption.policy == "duck"
         self._failures = 0  # replies in a row that could not be given
         self._message = ""  # for the machine that has answered
@@ -379,8 +391,8 @@ class _Call:
                                 self._hear(frame, now)
                         case twilio.Mark(name):
                             self._mark_echoed(name)
-                        case twilio.Dtmf(_):
-                            self._note("dtmf")
+                        case twilio.Dtmf(digit):
+                            self._press(digit)
                         case twilio.Stop():
                             self.end(Outcome.HUNG_UP)
                             return
@@ -397,12 +409,48 @@ class _Call:
         ears = self._ears
         voice = ears.hear(frame, echo_dbov=self._ledger.playing_dbov(now))
         self._feed(frame)
+        if voice and not self._voice:
+            self._rose = now
         if self._voice and not voice:
             self._fell = now
+            self._called.ring()  # whoever waits for the caller counts from here
         self._voice = voice
         instructions = self._turns.frame(voice, ears.onset_ms, now)
         if not self._message:  # what a machine says is no turn
             self._obey(instructions)
+
+    def _press(self, key: str) -> None:
+        """Take a key: whoever presses one has stopped listening. Synchronous."""
+        now = trio.current_time()
+        self._note("dtmf")  # and not which: it may be secret
+        if self._message or self._giving_up is not None:
+            return
+        if self._ledger.open_epoch is not None or not self._idle:
+            if not self._floor.undecided:
+                self._floor.interrupt()
+                self._journal.interrupted(now, now, self._journal.next_turn - 1)
+            self._floor.decide(True)
+            self._journal.decided(now, True)
+            self.thinker.scope.cancel(reason="key")
+        self._entered(self._keypad.press(key, now))
+        self._pressed.ring()
+
+    def _entered(self, entry: str | None) -> None:
+        """Make keys that are an entry the caller's turn."""
+        if entry is not None:
+            self._settle_guess(right=False)
+            self._floor.given()
+            self._note("end_of_turn")
+            self._inbox.append(entry)
+        self._called.ring()  # whoever keeps company looks again
+
+    async def take_keys(self) -> None:
+        """End entries behind which no other key comes."""
+        while True:
+            with trio.move_on_at(self._keypad.due):
+                await self._pressed.wait()
+            if trio.current_time() >= self._keypad.due:
+                self._entered(self._keypad.expire())
 
     def _mark_echoed(self, name: str) -> None:
         now = trio.current_time()
@@ -442,6 +490,7 @@ class _Call:
                 case WrongGuess():
                     self._settle_guess(right=False)
                 case EndOfTurn(text):
+                    self._keypad.spoken()
                     self._floor.given()
                     self._note("end_of_turn")
                     guessed = self._guess is not None and words_of(self._guess.text)
@@ -449,6 +498,8 @@ class _Call:
                         self._inbox.append(text)
                         self._called.ring()
                 case Nothing():
+                    # Words that came to nothing may have come without a voice.
+                    self._company.nothing((self._fell or 0.0) - self._rose)
                     self._called.ring()
                 case _ as unreachable:
                     assert_never(unreachable)
@@ -468,6 +519,10 @@ class _Call:
         self._dialog.caller_said(guess.text)
         self._begin(guess.reply)
         return True
+
+    def _expect(self, entry: Entry) -> None:
+        self._keypad.expect(entry, trio.current_time())
+        self._pressed.ring()
 
     # The recogniser.
 
@@ -553,6 +608,16 @@ class _Call:
                 case batch:
                     await transcriber.send(batch)
 
+    async def watch_clock(self) -> None:
+        """Warn the caller that the call gets too long, and end it with a goodbye."""
+        timeouts = self._plan.timeouts
+        if timeouts.warning_s:
+            await trio.sleep_until(self.began + timeouts.call_s - timeouts.warning_s)
+            self._company.warn()
+            self._called.ring()
+        await trio.sleep_until(self.began + timeouts.call_s)
+        self._give_up(Outcome.TOO_LONG)
+
     # Conversing: one turn after the other.
 
     async def converse(self) -> None:
@@ -563,18 +628,15 @@ class _Call:
             await self._turn("", self.thinker.recite(self._plan.greeting))
         while True:
             while not self._inbox and self._giving_up is None and self._guess is None:
-                self._idle = True
-                await self._called.wait()
-            self._idle = False
+                await self._keep_company()
             if self._giving_up is not None:
                 self._floor.given()
-                deaf = self._giving_up is Outcome.NO_RECOGNITION
-                text = self._plan.farewell if deaf else self._plan.trouble
-                await self._turn("", self.thinker.recite(self._message or text))
+                await self._turn("", self.thinker.recite(self._last_words(self._giving_up)))
                 record = self._journal.turns[-1]
                 self.told = record.heard == record.generated
                 self.end(self._giving_up)
                 return
+            self._company.understood()
             guess = self._guess
             text = " ".join(self._inbox) if guess is None else guess.text
             if guess is None:
@@ -588,6 +650,39 @@ class _Call:
             if not self._inbox and self._giving_up is None:
                 self._part()
                 return
+
+    def _last_words(self, outcome: Outcome) -> str:
+        """Return what a call says that ends for this reason."""
+        if self._message:
+            return self._message
+        plan = self._plan
+        deaf = {Outcome.NO_RECOGNITION: plan.farewell, Outcome.NO_CALLER: plan.farewell}
+        return {**deaf, Outcome.TOO_LONG: plan.time_up}.get(outcome, plan.trouble)
+
+    async def _keep_company(self) -> None:
+        """Wait for news of the caller; say something where the silence gets too long before."""
+        now = trio.current_time()
+        remark = None
+        if not self._keypad.busy:
+            remark = self._company.remark(
+                now,
+                waiting=self._turns.caller_talking,
+                voice=self._voice,
+                silent_at=self._silent_at,
+                fell=self._fell or 0.0,
+            )
+        if remark is None or now < remark.due:
+            self._idle = True
+            with trio.move_on_at(math.inf if remark is None else remark.due):
+                await self._called.wait()
+            self._idle = False
+        elif remark.kind == "no_caller":
+            self._give_up(Outcome.NO_CALLER)
+        else:
+            self._note(remark.kind)
+            self._journal.count(f"{remark.kind}s")
+            self._company.said(remark)
+            await self._turn("", self.thinker.recite(remark.text), aside=True)
 
     def _part(self) -> None:
         """End the stream in the way the newest reply has asked for."""
@@ -604,12 +699,15 @@ class _Call:
             self.ending = Ending(outcome, reply.arguments, reply.parting_id, so_far)
         self.end(outcome)
 
-    async def _turn(self, caller: str, think: Think, guess: OpenGuess | None = None) -> bool:
+    async def _turn(
+        self, caller: str, think: Think, guess: OpenGuess | None = None, *, aside: bool = False
+    ) -> bool:
         """Give one reply: think, synthesise, speak, and be stopped or heard.
 
         Args:
             guess: what the caller has probably said. Until it is known to be right, the reply
                 is thought and synthesised and nothing else: it is neither heard nor on record.
+            aside: it is on record, and in no history.
 
         Returns whether it was a goodbye, heard to its end.
 
@@ -618,7 +716,7 @@ class _Call:
         """
         number = self._journal.next_turn
         record = TurnRecord(number, caller, 0.0)
-        reply = Reply(record, guess)
+        reply = Reply(record, guess, aside)
         if guess is None:
             self._begin(reply)
         else:
@@ -691,7 +789,8 @@ class _Call:
         """Record what was heard of a reply; also when the call ends in the middle."""
         record, parts = reply.record, reply.heard_parts()
         record.heard = " ".join(filter(None, parts))
-        self._dialog.bot_said(*parts, interrupted=record.interrupted)
+        if not reply.aside:
+            self._dialog.bot_said(*parts, interrupted=record.interrupted)
         self._note("turn_over", number=record.number, interrupted=record.interrupted)
         if self._on_turn is not None:
             self._on_turn(record)
@@ -766,7 +865,7 @@ class _Call:
         result = BROKEN_OFF
         try:
             with job.scope:
-                result = await job.tool.run(job.arguments)
+                result = await job.tool.run(self._keypad.reveal(job.arguments))
             if job.scope.cancelled_caught and not job.broken_off:
                 result = TOO_LATE
                 self._journal.count("tool_failures")

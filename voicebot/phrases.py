@@ -32,8 +32,9 @@ class Phrases:
 
     def __init__(self, plan: CallPlan, more: Sequence[str] = ()) -> None:
         texts = [plan.greeting, *plan.fillers, plan.apology, plan.trouble, plan.farewell]
+        texts += [plan.goodbye, *plan.reprompts, plan.warning, plan.time_up, *more]
         pieces: list[str] = []
-        for text in [*texts, plan.goodbye, *more]:
+        for text in texts:
             splitter = SentenceSplitter(plan.language)
             pieces += [*splitter.push(text), *splitter.flush()]
         # What only a call knows is not known beforehand.

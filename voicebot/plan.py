@@ -8,6 +8,7 @@ from typing import Final
 
 from voicebot import parting
 from voicebot.context import CONTEXT_TOKENS
+from voicebot.keypad import Entry
 from voicebot.parting import Parting
 from voicebot.patience import Endpointing
 from voicebot.playout import Pacing
@@ -28,6 +29,12 @@ class Timeouts:
 
     media_s: float = 5.0  # no audio of the caller: the stream is dead, whatever TCP says
     call_s: float = 3_600.0  # a call this long is a forgotten handset; Twilio's own limit is 4 h
+    warning_s: float = 60.0  # before that the caller is warned: time for what matters; 0: never
+    parting_s: float = 15.0  # after it, to say goodbye; then the line is cut in mid-word
+
+    # Nobody says anything. Measured from what was heard; 0: waited for without end.
+    idle_s: float = 12.0  # people who look something up take ten; longer is a forgotten line
+    cough_s: float = 1.5  # of silence after a sound without words: the next is being thought of
 
     # The language model.
     first_token_s: float = 2.5  # of one try: ten times what is usual, and a second fits in
@@ -73,12 +80,17 @@ class CallPlan:
     greeting: str
     apology: str = "Sorry, I did not manage that. Could you say it again, please?"
     fillers: tuple[str, ...] = ("One moment, please.", "I am still here, just a moment.")
+    reprompts: tuple[str, ...] = ("Are you still there?", "Hello? I cannot hear you.")
+    warning: str = "We have one minute left."  # fits `Timeouts.warning_s`
+    time_up: str = "I am sorry, our time is up. Goodbye."
     trouble: str = TROUBLE
     farewell: str = "Sorry, I cannot hear you any more. Please call again. Goodbye."
     goodbye: str = "Goodbye."  # said where the model hangs up without a word
     may_hang_up: bool = True  # whether the model is offered to end the call
     transferring: str = "I am putting you through."  # said where the model says nothing
     people: Mapping[str, str] = field(default_factory=dict)  # E.164 by name: who takes callers
+    keys: Entry = field(default_factory=Entry)  # that callers press, unless asked otherwise
+    may_ask_for_keys: bool = False  # only bots that want PINs or card numbers have a use for it
     may_send_digits: bool = False  # only who talks to machines has a use for it
     context_tokens: int = CONTEXT_TOKENS  # what the model is shown may cost; see `context.py`
     pacing: Pacing = field(default_factory=Pacing)

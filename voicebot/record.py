@@ -25,6 +25,7 @@ class Outcome(enum.Enum):
     PROTOCOL_ERROR = "protocol_error"
     SEND_TIMEOUT = "send_timeout"  # the peer takes no more bytes
     TOO_LONG = "too_long"
+    NO_CALLER = "no_caller"  # nobody has said anything for long, although asked
     NO_RECOGNITION = "no_recognition"  # the recogniser could not be kept open
     NO_SPEECH = "no_speech"  # synthesis failed, and what is to be said about that as well
     NO_ANSWERS = "no_answers"  # replies failed one after the other

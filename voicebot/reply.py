@@ -42,6 +42,7 @@ class Reply:
 
     record: TurnRecord
     guess: OpenGuess | None = None  # what it answers, if that is not certain
+    aside: bool = False  # it is said beside the conversation: in no history
     begun: bool = False  # it is a turn: from now on it may be heard, and is on record
     reel: Reel = field(default_factory=Reel)
     moved: Bell = field(default_factory=Bell)  # the reel has grown, or was spoken further

@@ -9,6 +9,7 @@ What is not here: who may call whom (`http.py`) and which calls there are (`stor
 from __future__ import annotations
 
 import hmac
+import math
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -24,7 +25,7 @@ from twilio.request_validator import RequestValidator  # type: ignore[import-unt
 from voicebot.config import Settings
 from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
 from voicebot.outbound import OutboundCall, missing_settings, read_call
-from voicebot.plan import CONNECTING, TROUBLE
+from voicebot.plan import CONNECTING, TROUBLE, Timeouts
 from voicebot.twiml import parting_twiml
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ DIAL_ARGUMENT: Final = "dial"  # of the voice webhook's URL: which request this 
 
 # Creating a call takes Twilio well under a second; past this nobody is waiting any more.
 REQUEST_DEADLINE_S: Final = 10.0
-TIME_LIMIT_S: Final = 3600  # a line left open must not run up a bill; Twilio's own limit is hours
+AFTER_ALL_S: Final = 30  # Twilio ends a call so long after we should have: the last resort
 
 # --- REST ---------------------------------------------------------------------------------------
 
@@ -60,12 +61,20 @@ class Telephony:
     """Twilio's Calls API for one account. Made by `open_telephony`."""
 
     def __init__(
-        self, client: Client, public_url: str, *, language: str = "en", transfer_to: str = ""
+        self,
+        client: Client,
+        public_url: str,
+        *,
+        language: str = "en",
+        transfer_to: str = "",
+        timeouts: Timeouts | None = None,
     ) -> None:
         self._calls = client.calls
         self._public_url = public_url.rstrip("/")
         self._language = language
         self._transfer_to = transfer_to
+        bounds = timeouts or Timeouts()
+        self._time_limit_s = math.ceil(bounds.call_s + bounds.parting_s) + AFTER_ALL_S
 
     async def place_call(self, call: OutboundCall, key: str = "") -> PlacedCall:
         """Dial a number; when it is answered Twilio asks `VOICE_PATH` what to do.
@@ -99,7 +108,7 @@ class Telephony:
                 status_callback_method="POST",
                 status_callback_event=["initiated", "ringing", "answered", "completed"],
                 timeout=call.ring_timeout_s,
-                time_limit=TIME_LIMIT_S,
+                time_limit=self._time_limit_s,
                 **options,
             )
         return _placed(placed)
@@ -166,6 +175,7 @@ async def open_telephony(settings: Settings) -> AsyncGenerator[Telephony]:
             settings.public_url,
             language=settings.language,
             transfer_to=settings.transfer_to,
+            timeouts=settings.timeouts,
         )
 
 

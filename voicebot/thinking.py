@@ -96,9 +96,15 @@ class Thinker:
         pieces: trio.MemorySendChannel[str],
         reply: Reply,
         tools: Sequence[Tool],
+        *,
+        again: bool = True,
     ) -> list[ToolCall]:
-        """Stream one answer of the language model; return the tools it asks for."""
-        calls = []
+        """Stream one answer of the language model; return the tools it asks for.
+
+        One that breaks off before its first sentence is there is asked for once more (`again`):
+        nobody has heard of it.
+        """
+        calls, before = [], len(reply.pieces)
         try:
             messages = self._dialog.messages("" if reply.begun else reply.text)
             async with self._chat.open_reply(messages, tools) as answer:
@@ -114,7 +120,7 @@ class Thinker:
             if not self._dialog.shrink():
                 raise
             self._journal.count("contexts_shrunk")
-            return await self._ask(splitter, pieces, reply, tools)
+            return await self._ask(splitter, pieces, reply, tools, again=again)
         except ReplyCut as cut:
             self._journal.count("replies_cut")
             self._note("reply_cut", reason=cut.reason)
@@ -126,6 +132,12 @@ class Thinker:
             if not reply.pieces and cut.reason == "length":
                 for piece in rest:
                     await self._give(piece, pieces, reply)
+        except ProviderError as exc:
+            broke_off = splitter.flush()  # half a sentence, which is not said
+            if not (again and broke_off and exc.retryable and len(reply.pieces) == before):
+                raise
+            self._journal.count("answers_begun_again")
+            return await self._ask(splitter, pieces, reply, tools, again=False)
         return calls
 
     async def _run_calls(self, calls: Sequence[ToolCall], reply: Reply) -> None:

@@ -14,7 +14,8 @@ preference. Synchronous, takes the time as an argument.
 
 What is left alone is tried all the same where nothing else is left: there is nothing to lose.
 After `breaker_s` one request is let through; the next follow if that went well. Who broke off in
-the middle of an answer is asked last by that call from then on (`failover.py`).
+the middle of an answer is asked last by that call from then on (`failover.py`). A stream that had
+worked is opened once more, whatever it was refused with.
 """
 
 from __future__ import annotations
@@ -125,11 +126,12 @@ class Tries(Generic[PartT]):
         self._late = [sum(n for n, one in enumerate(last, 1) if one is part) for part, _ in parts]
         self._useless: set[int] = set()  # for this request
         self._now = 0  # the part that is being tried
+        self._worked = False  # it did, before it failed
         self.opened = False  # the last failure made everybody leave that provider alone
 
     def begin(self, now: float) -> PartT:
         """Return what to ask now."""
-        self._now = self._best(now)
+        self._now, self._worked = self._best(now), False
         self._left -= 1
         self._tried[self._now] += 1
         part, breaker = self._parts[self._now]
@@ -138,6 +140,7 @@ class Tries(Generic[PartT]):
 
     def worked(self, more: int = 0) -> None:
         """Note that the try went well; if it fails after that, `more` tries are left."""
+        self._worked = True
         self._parts[self._now][1].worked()
         self._tried = [0] * len(self._parts)
         self._useless.clear()
@@ -146,7 +149,7 @@ class Tries(Generic[PartT]):
     def failed(self, error: ProviderError, now: float) -> float | None:
         """Note that the try failed; return the seconds to wait before the next, None if none."""
         self.opened = self._parts[self._now][1].failed(error, now)
-        if not error.retryable:
+        if not error.retryable and not self._worked:  # what has worked may work again
             self._useless.add(self._now)
         if self._left <= 0 or len(self._useless) == len(self._parts):
             return None

@@ -90,6 +90,10 @@ class Voicing:
                     await reply.moved.wait()
         reel.end()
 
+    def knows(self, text: str) -> bool:
+        """Whether the sound of a text is known beforehand, so that no provider can fail."""
+        return bool(self._canned(text))
+
     def _say_canned(self, text: str, reply: Reply) -> bool:
         """Put a text on the reel if its sound is known beforehand; return whether it is."""
         canned = self._canned(text)

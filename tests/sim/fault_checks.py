@@ -56,14 +56,14 @@ class Bounds:
         """From the beginning of a turn to the first piece of text: an answer, or an apology.
 
         All tries together begin within `answer_s`, and the last is let go of. An answer that
-        began may stall once; what drips, drips each word of a piece.
+        began may stall once, and be asked for again; what drips, drips each word of a piece.
         """
         timeouts, kinds = self.schedule.plan.timeouts, _kinds(self.schedule.chats)
         if not kinds:
             return 1.0
         found = timeouts.answer_s + CLOSE_S + 1.0
-        if kinds & _MIDDLE:
-            found += timeouts.token_gap_s + CLOSE_S
+        if kinds & _MIDDLE:  # and then it is asked for once more
+            found += timeouts.token_gap_s + CLOSE_S + found
         if "drip" in kinds:
             found += self._piece_words() * _drip_s(self.schedule.chats)
         return found
@@ -379,7 +379,9 @@ def _tries(held: FaultyHeld) -> Iterator[str]:
     timeouts, wrong = held.schedule.plan.timeouts, _wrong_guesses(held)
     for turn in _turns(held):
         chats = sum(ask.provider.startswith("chat") for ask in turn.asks)
-        if chats > timeouts.answer_tries * (1 + wrong):
+        # An answer that breaks off before its first sentence is asked for once more.
+        again = 2 if _kinds(held.schedule.chats) & _MIDDLE else 1
+        if chats > timeouts.answer_tries * (1 + wrong) * again:
             yield f"tries: turn {turn.record.number} asked models {chats} times"
         texts = [ask.text for ask in turn.asks if ask.text]
         for text in set(texts):

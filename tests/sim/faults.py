@@ -170,8 +170,9 @@ def draw_schedule(seed: int) -> Schedule:
 
 def _timeouts(chance: random.Random) -> Timeouts:
     if chance.random() < 0.6:
-        return Timeouts()
+        return Timeouts(idle_s=0)
     return Timeouts(
+        idle_s=0,  # callers of these schedules take their time
         first_token_s=chance.choice((1.0, 2.5)),
         token_gap_s=chance.choice((1.0, 4.0)),
         answer_tries=chance.choice((1, 2, 3)),
