@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from voicebot.errors import ProviderError, RequestTooLong
 from voicebot.nursery import run_call
 from voicebot.patience import Endpointing
 from voicebot.plan import Timeouts
-from voicebot.ports import Ports, ToolCall
+from voicebot.ports import Ports, Tool, ToolCall
 from voicebot.record import CallSummary, Outcome
 
 Clock = trio.testing.MockClock
@@ -91,6 +92,82 @@ async def test_a_slow_tool_is_bridged(autojump_clock: Clock) -> None:
 
     assert len(fillers(summary)) == 1
     assert summary.turns[0].heard == "Done."
+
+
+LOOK = "Let me look."
+
+
+def slow(takes: float, after: float = 0.8, filler: str = LOOK, name: str = "book") -> Tool:
+    """A tool that takes its time, and has words for it."""
+    return replace(FakeTool(name, takes).tool(), filler=filler, filler_after_s=after)
+
+
+def asides(summary: CallSummary) -> list[float]:
+    """When each filler was said, after the first tool was asked for."""
+    [asked, *_] = [moment.at for moment in summary.timeline if moment.what == "tool"]
+    return [at - asked for at in fillers(summary)]
+
+
+@pytest.mark.parametrize(
+    "takes, said",
+    [
+        (0.5, []),  # back in time
+        (1.5, [0.8]),
+        (2.9, [0.8]),  # once, and then the usual ones: 2 s behind the end of its 0.6 s
+        (6.0, [0.8, 3.4, 5.6]),
+    ],
+)
+async def test_a_slow_tool_has_words_of_its_own(
+    takes: float, said: list[float], autojump_clock: Clock
+) -> None:
+    chat = FakeChat([[ToolCall("1", "book", "{}")], "Done."])
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=14.0)
+    known = canned(LOOK, FILLER, AGAIN)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["book it"]), chat, tools=(slow(takes),), canned=known),
+        plan(timeouts=TIMES, **TEXTS),
+    )
+
+    assert asides(summary) == pytest.approx(said, abs=0.25)
+    (turn,) = summary.turns
+    assert turn.heard == turn.generated == "Done."  # an aside is nothing that was answered
+
+
+async def test_words_of_a_tool_do_not_fall_into_what_is_being_said(autojump_clock: Clock) -> None:
+    said = "This is said while the tool runs."  # for 1.65 s
+    chat = FakeChat([[said, ToolCall("1", "book", "{}")], "Done."])
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=14.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["book it"]), chat, tools=(slow(3.5),), canned=canned(LOOK)),
+        plan(timeouts=TIMES, **TEXTS),
+    )
+
+    assert asides(summary) == pytest.approx([1.65 + 0.8], abs=0.4)
+    assert summary.turns[0].heard == f"{said} Done."
+
+
+async def test_words_of_several_tools_are_said_as_they_are_due(autojump_clock: Clock) -> None:
+    calls = [ToolCall("1", "book", "{}"), ToolCall("2", "look", "{}"), ToolCall("3", "mute", "{}")]
+    chat = FakeChat([calls, "Done."])
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=14.0)
+    tools = (
+        slow(4.0, after=1.6),
+        slow(4.0, after=0.4, filler="Hm.", name="look"),
+        slow(4.0, after=0.6, filler="Nobody knows how that sounds.", name="mute"),
+    )
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["book it"]), chat, tools=tools, canned=canned(LOOK, "Hm.")),
+        plan(timeouts=TIMES, **TEXTS),
+    )
+
+    # The second is silent for 0.15 s, and the first waits from then on.
+    assert asides(summary) == pytest.approx([0.4, 0.55 + 1.6], abs=0.3)
 
 
 async def test_nobody_is_bridged_who_hears_the_reply_in_time(autojump_clock: Clock) -> None:

@@ -178,7 +178,7 @@ async def test_what_is_there_when_the_service_of_a_process_is_open_is_searched_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     @asynccontextmanager
-    async def open_nothing(board: Switchboard) -> AsyncGenerator[service.Service]:
+    async def open_nothing(board: Switchboard, bot: None) -> AsyncGenerator[service.Service]:
         async def serve_media(*of_asgi: object) -> None:
             """Take no call."""
 

@@ -1,4 +1,4 @@
-"""The command line: `voicebot serve | simulate | call | calls | standins`.
+"""The command line: `voicebot new | serve | simulate | call | calls | standins`.
 
 Reads the settings once and hands them down. Exit status 0: done; 1: it did not work; 2: it
 could not be tried, because of the settings or the arguments.
@@ -25,6 +25,8 @@ from voicebot.errors import ConfigError
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework
 
+    from voicebot.bot import Bot
+
 ENV_FILE: Final = Path(".env")
 
 
@@ -50,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     serve.add_argument("--port", type=_port, default=8000, help="0: any free one (%(default)s)")
+    serve.add_argument(
+        "--bot", metavar="BOT", help="bot.py, bot.py:name or package.module[:name] (VOICEBOT_BOT)"
+    )
     serve.set_defaults(run=_serve)
 
     simulated = commands.add_parser(
@@ -73,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     calls.add_arguments(listed)
     listed.set_defaults(run=calls.main)
+
+    new = commands.add_parser("new", help="write a starting bot with a test")
+    new.add_argument("name", type=Path, metavar="NAME", help="a folder, which is made")
+    new.set_defaults(run=_new)
 
     stand_ins = commands.add_parser(
         "standins", help="local stand-ins for Deepgram, Groq and Twilio's REST API"
@@ -99,6 +108,14 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _new(args: argparse.Namespace) -> int:
+    from voicebot import starter
+
+    starter.write_bot(args.name)
+    print(starter.report(args.name))
+    return 0
+
+
 def _call(args: argparse.Namespace) -> int:
     from voicebot import telephony
 
@@ -109,14 +126,18 @@ def _call(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from voicebot.botfile import load_bot
     from voicebot.screen import start_screen
 
     settings = config.load(env_file=ENV_FILE)
+    if args.bot is not None:
+        settings = settings.model_copy(update={"bot": args.bot})
     log.configure(settings.log_level)
-    print(start_screen(settings, args.host, args.port), flush=True)
+    bot = load_bot(settings.bot) if settings.bot else None
+    print(start_screen(settings, args.host, args.port, bot), flush=True)
     failure = None
     try:
-        trio.run(_serve_until_signal, settings, args.host, args.port)
+        trio.run(_serve_until_signal, settings, args.host, args.port, bot)
     except* OSError as group:
         reason = os.strerror(getattr(_first(group), "errno", None) or 0)
         failure = f"cannot listen on {args.host}:{args.port}: {reason}; see --port and --host"
@@ -137,14 +158,14 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return first
 
 
-async def _serve_until_signal(settings: Settings, host: str, port: int) -> None:
+async def _serve_until_signal(settings: Settings, host: str, port: int, bot: Bot | None) -> None:
     """Serve until SIGTERM or Ctrl-C; a second one does not wait for live calls.
 
     Owns: the server nursery: the server itself and the watch for signals.
     """
     from voicebot import http, service, serving
 
-    app = http.create_app(settings, service.open_sole_service)
+    app = http.create_app(settings, partial(service.open_sole_service, bot=bot))
     shutdown = trio.Event()
     run = partial(
         serving.serve,

@@ -30,7 +30,7 @@ from voicebot.context import CONTEXT_TOKENS, tokens_of
 from voicebot.errors import ConfigError
 from voicebot.hearing import Hearing
 from voicebot.patience import Endpointing
-from voicebot.plan import Timeouts
+from voicebot.plan import CONNECTING, CallPlan, Timeouts
 from voicebot.playout import Pacing
 from voicebot.recognition import Recognition
 from voicebot.redaction import Redaction, Retention
@@ -160,6 +160,11 @@ class Settings(BaseSettings):
     language: str = Field("en", description="BCP 47 tag given to speech to text")
 
     # The bot.
+    bot: str = Field(
+        "",
+        description="the bot file: bot.py, bot.py:name or package.module[:name]; empty: a bot of "
+        "the prompt and greeting below",
+    )
     prompt: str = Field(DEFAULT_PROMPT, description="system prompt")
     greeting: str = Field(DEFAULT_GREETING, description="spoken first; empty: the caller begins")
 
@@ -301,6 +306,22 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = None)
     if problems:
         raise ConfigError(problems)
     return settings
+
+
+def plan_of(settings: Settings) -> CallPlan:
+    """Return how calls are run by these settings alone."""
+    values: dict[str, Any] = {
+        name: getattr(settings, name)
+        for name in (
+            *("prompt", "greeting", "language", "pacing", "endpointing", "interruption"),
+            *("timeouts", "send_deadline_s", "context_tokens"),
+        )
+    }
+    if settings.transfer_to:
+        values["trouble"] = CONNECTING
+        if settings.telephony:  # without it there is nobody who could put anybody through
+            values["people"] = {"a person": settings.transfer_to}
+    return CallPlan(**values)
 
 
 def _describe(error: Any) -> str:

@@ -19,6 +19,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -30,6 +31,7 @@ from werkzeug.exceptions import HTTPException
 from voicebot import __version__, telephony, twiml
 from voicebot import log as log_setup
 from voicebot.archive import Archive
+from voicebot.botfile import load_bot
 from voicebot.config import E164, Settings, load
 from voicebot.errors import (
     CallRefused,
@@ -133,7 +135,8 @@ class _AppFromEnvironment:
             try:
                 settings = load(env_file=Path(".env"))
                 log_setup.configure(settings.log_level)
-                self._app = create_app(settings, open_sole_service)
+                bot = load_bot(settings.bot) if settings.bot else None
+                self._app = create_app(settings, partial(open_sole_service, bot=bot))
             except ConfigError as exc:
                 failure = exc
         if failure is not None:

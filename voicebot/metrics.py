@@ -54,6 +54,12 @@ class Metrics:
             "Calls closed as lost because their process had gone",
             registry=self._registry,
         )
+        self._hooks = Counter(
+            "voicebot_hook_failures",
+            "Hooks of the bot file that raised or were given up",
+            ["hook"],
+            registry=self._registry,
+        )
         self._yield = self._histogram(
             "voicebot_yield_seconds", "Caller's first sound to the bot told to be silent", _YIELD_S
         )
@@ -93,6 +99,10 @@ class Metrics:
         for turn in summary.turns:
             if turn.fell is not None and turn.first_media is not None:
                 self._response.observe(max(0.0, turn.first_media - turn.fell))
+
+    def hook_failed(self, name: str) -> None:
+        """Take that a hook of the bot file raised, or was given up."""
+        self._hooks.labels(name).inc()
 
     def text(self) -> bytes:
         """Return everything in the exposition format of Prometheus."""

@@ -19,8 +19,11 @@ from voicebot.tries import Alternatives
 
 
 @asynccontextmanager
-async def open_ports(settings: Settings) -> AsyncGenerator[Ports]:
+async def open_ports(settings: Settings, brain: Chat | None = None) -> AsyncGenerator[Ports]:
     """Open, once per process, everything that calls talk to.
+
+    Args:
+        brain: what answers where no language model is configured; None: the receptionist.
 
     Raises:
         MissingPart: an embedded part is not installed; the message says what to install.
@@ -34,7 +37,7 @@ async def open_ports(settings: Settings) -> AsyncGenerator[Ports]:
         # Holds the loop for 0.1 s, once, before any call is taken; a thread would hold it too.
         open_ears = OpenEars(settings.hearing)
         warmers: list[Callable[[], None]] = []  # of what talks over a network
-        chats = await _open_chats(stack, settings, warmers)
+        chats = await _open_chats(stack, settings, brain, warmers)
         recognisers, voices = await _open_speech(stack, settings, warmers)
 
         def warm() -> None:
@@ -54,7 +57,10 @@ async def open_ports(settings: Settings) -> AsyncGenerator[Ports]:
 
 
 async def _open_chats(
-    stack: AsyncExitStack, settings: Settings, warmers: list[Callable[[], None]]
+    stack: AsyncExitStack,
+    settings: Settings,
+    brain: Chat | None,
+    warmers: list[Callable[[], None]],
 ) -> list[Chat]:
     """Open the language models: those of the first key, then those of the second."""
     if settings.groq:
@@ -75,6 +81,8 @@ async def _open_chats(
                 warmers.append(opened[0].warm)
             chats += opened
         return chats
+    if brain is not None:
+        return [brain]
     from voicebot.brain.receptionist import ScriptedBrain
 
     return [ScriptedBrain()]

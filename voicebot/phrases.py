@@ -8,7 +8,7 @@ be needed, again and again until all are known.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -30,14 +30,16 @@ AGAIN_S: Final = 15.0  # an outage lasts minutes; more often would be a load on 
 class Phrases:
     """The sounds of what is said word for word, by piece (`sentences.py`)."""
 
-    def __init__(self, plan: CallPlan) -> None:
+    def __init__(self, plan: CallPlan, more: Sequence[str] = ()) -> None:
         texts = [plan.greeting, *plan.fillers, plan.apology, plan.trouble, plan.farewell]
-        texts += [plan.goodbye, *plan.reprompts, plan.warning, plan.time_up]
-        pieces = []
+        texts += [plan.goodbye, *plan.reprompts, plan.warning, plan.time_up, *more]
+        pieces: list[str] = []
         for text in texts:
             splitter = SentenceSplitter(plan.language)
             pieces += [*splitter.push(text), *splitter.flush()]
-        self._sounds: dict[str, bytes | None] = dict.fromkeys(pieces)
+        # What only a call knows is not known beforehand.
+        known = [piece for piece in pieces if "{{" not in piece]
+        self._sounds: dict[str, bytes | None] = dict.fromkeys(known)
 
     @property
     def missing(self) -> list[str]:
@@ -61,13 +63,13 @@ class Phrases:
 
 @asynccontextmanager
 async def open_phrases(
-    plan: CallPlan, voice: Synthesizer | Alternatives[Synthesizer]
+    plan: CallPlan, voice: Synthesizer | Alternatives[Synthesizer], more: Sequence[str] = ()
 ) -> AsyncGenerator[Phrases]:
-    """Yield the phrases of a plan, which are being learned.
+    """Yield the phrases of a plan, and `more`, which are being learned.
 
     Owns: the task that learns them. It ends when all are known, or the block is left.
     """
-    phrases = Phrases(plan)
+    phrases = Phrases(plan, more)
     voices = Alternatives.of(voice, plan.timeouts.retrying)
     async with open_hidden_nursery("service stops") as nursery:
         nursery.start_soon(_learn, phrases, voices, plan, name="learn phrases")

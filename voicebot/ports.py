@@ -6,6 +6,7 @@ vendor, one is embedded, and tests bring their own.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -159,6 +160,11 @@ class Message:
     tool_call_id: str = ""
 
 
+TOOL_TIMEOUT_S: typing.Final = 10.0  # longer than any caller waits in silence
+# With the model's own second, when a pause begins to be noticed.
+TOOL_FILLER_AFTER_S: typing.Final = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Tool:
     """Something a bot can do besides speaking.
@@ -169,7 +175,10 @@ class Tool:
     end of its call waits for it.
 
     `idempotent`: whether to run it again, or to break it off, does no harm. One that is not is
-    finished even if the caller interrupts, and never run twice for one request.
+    finished even if the caller interrupts, and never run twice for one request. `abortable`:
+    whether it ends when it is cancelled; one that does not is finished as well.
+
+    `filler` is said, once, when it takes longer than `filler_after_s` in silence.
     """
 
     name: str
@@ -177,7 +186,10 @@ class Tool:
     parameters: Mapping[str, Any]
     run: Callable[[Mapping[str, Any]], Awaitable[str]]
     idempotent: bool = True
-    timeout_s: float = 10.0  # longer than any caller waits in silence
+    timeout_s: float = TOOL_TIMEOUT_S
+    abortable: bool = True
+    filler: str = ""
+    filler_after_s: float = TOOL_FILLER_AFTER_S
 
 
 class Chat(Protocol):

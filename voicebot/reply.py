@@ -12,6 +12,7 @@ from voicebot.floor import Bell
 from voicebot.parting import Parting
 from voicebot.record import Journal, Outcome, TurnRecord
 from voicebot.reel import Reel
+from voicebot.toolbox import Job
 
 Stage = Literal["first_text", "first_audio", "first_media"]  # of a reply
 
@@ -49,6 +50,8 @@ class Reply:
     heard: int = 0  # position up to which the caller heard it, once an epoch has ended
     pieces: list[str] = field(default_factory=list)  # each is a clause of the reel
     parts: list[int] = field(default_factory=list)  # how many pieces there were at each tool call
+    running: list[tuple[float, Job]] = field(default_factory=list)  # tools, and since when
+    asked: Bell = field(default_factory=Bell)  # a tool was asked for
     failed: Outcome | None = None  # how the call ends if that happens again
     parting: Parting | None = None  # what ends the stream once this was heard,
     arguments: dict[str, Any] = field(default_factory=dict)  # of it,

@@ -8,20 +8,25 @@ import sys
 from pathlib import Path
 
 from voicebot import __version__
+from voicebot.bot import Bot
 from voicebot.config import Settings
 from voicebot.errors import MissingPart
 from voicebot.local import weights
 
 
-def start_screen(settings: Settings, host: str, port: int) -> str:
+def start_screen(settings: Settings, host: str, port: int, bot: Bot | None = None) -> str:
     """Return the screen: what is configured, what is embedded, URLs for Twilio, how to try it."""
+    file = settings.bot
+    if bot is not None:
+        settings = bot.settings(settings)
     here = f"http://{host}:{port}" if port else "the address below"
     reached = settings.public_url.rstrip("/") or here
     lines = [
         f"voicebot {__version__}",
         "",
+        *([_row("bot", file, _tools(bot))] if bot is not None else []),
         _row("hears", *_hears(settings)),
-        _row("thinks", *_thinks(settings)),
+        _row("thinks", *_thinks(settings, bot)),
         _row("speaks", *_speaks(settings)),
         _row("telephone", *_telephone(settings)),
         _row("calls", f"at most {settings.call_limit} at once", _limit_setting(settings)),
@@ -84,9 +89,17 @@ def _speaks(settings: Settings) -> tuple[str, str]:
     return f"embedded: {'espeak-ng' if voice == 'espeak' else voice}", ""
 
 
-def _thinks(settings: Settings) -> tuple[str, str]:
+def _tools(bot: Bot) -> str:
+    return f"tools: {', '.join(tool.name for tool in bot.tools)}" if bot.tools else ""
+
+
+def _thinks(settings: Settings, bot: Bot | None) -> tuple[str, str]:
     if settings.groq:
         return settings.groq_model, _elsewhere(settings.groq_base_url)
+    if bot is not None and bot.brain is not None:
+        return "embedded: the brain of the bot file", "GROQ_API_KEY sets a language model"
+    if bot is not None:
+        return "nothing: it repeats what it hears", "GROQ_API_KEY sets a language model"
     return "embedded: a scripted receptionist", "GROQ_API_KEY sets a language model"
 
 

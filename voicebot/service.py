@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import trio
@@ -14,17 +15,22 @@ import trio
 from voicebot import log as log_setup
 from voicebot import telephony, twilio, twiml, ws
 from voicebot.archive import Archive, open_archive
-from voicebot.config import Settings
+from voicebot.bot import Bot
+from voicebot.call import Call
+from voicebot.config import plan_of
+from voicebot.hooks import Hooks, open_hooks
 from voicebot.nursery import run_call
+from voicebot.onward import KEPT
 from voicebot.parting import Ending
 from voicebot.parts import open_ports
 from voicebot.phrases import open_phrases
-from voicebot.plan import CONNECTING, CallPlan
+from voicebot.plan import CallPlan
 from voicebot.ports import Ports
-from voicebot.record import CallSummary, tell_turns
+from voicebot.record import CallSummary, TurnRecord, tell_turns
 from voicebot.remote import Remote
 from voicebot.switchboard import MACHINES, Switchboard, wall_clock
 from voicebot.telephony import Telephony
+from voicebot.tools import THREADS
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +51,11 @@ class Service:
 
 
 @asynccontextmanager
-async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
+async def open_service(board: Switchboard, bot: Bot | None = None) -> AsyncGenerator[Service]:
     """Open everything that lives as long as the process.
+
+    Args:
+        bot: of the bot file; None: one by the settings alone.
 
     Raises:
         MissingPart: an embedded part is not installed.
@@ -61,13 +70,20 @@ async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
         phone = None
         if board.settings.telephony:
             phone = await stack.enter_async_context(telephony.open_telephony(board.settings))
-        ports = await stack.enter_async_context(open_ports(board.settings))
-        plan = _plan(board.settings)
-        phrases = await stack.enter_async_context(open_phrases(plan, ports.synthesizer))
+        settings = board.settings if bot is None else bot.settings(board.settings)
+        brain = None if bot is None or settings.groq else bot.call_brain()
+        ports = await stack.enter_async_context(open_ports(settings, brain))
+        plan, bot = plan_of(settings), bot or Bot()
+        resting = bot.resting_plan(plan)
+        phrases = await stack.enter_async_context(
+            open_phrases(resting, ports.synthesizer, bot.tool_fillers)
+        )
         ports = replace(ports, canned=phrases.get)
         if phone is not None:
             ports = replace(ports, hang_up=phone.end_call, hand_over=phone.hand_over)
-        calls = _Calls(board, ports, plan, phone)
+        threads = trio.CapacityLimiter(THREADS)
+        hooks = await stack.enter_async_context(open_hooks(bot, threads, board.metrics.hook_failed))
+        calls = _Calls(board, ports, plan, phone, bot, brain is not None, hooks, threads)
         yield Service(
             serve_media=calls.serve_media,
             telephony=phone,
@@ -78,13 +94,13 @@ async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
 
 
 @asynccontextmanager
-async def open_sole_service(board: Switchboard) -> AsyncGenerator[Service]:
+async def open_sole_service(board: Switchboard, bot: Bot | None = None) -> AsyncGenerator[Service]:
     """Open the service of a process that does nothing else. As `open_service`.
 
     What is there by now stays as long as the process, some 86,000 objects. Searched again for
     garbage they hold every call for 20 ms, or several times that on a busy machine.
     """
-    async with open_service(board) as service:
+    async with open_service(board, bot) as service:
         gc.collect()
         gc.freeze()
         yield service
@@ -94,13 +110,26 @@ class _Calls:
     """Runs the calls of a process, each in the task that serves its socket."""
 
     def __init__(
-        self, board: Switchboard, ports: Ports, plan: CallPlan, phone: Telephony | None
+        self,
+        board: Switchboard,
+        ports: Ports,
+        plan: CallPlan,
+        phone: Telephony | None,
+        bot: Bot,
+        by_brain: bool,
+        hooks: Hooks,
+        threads: trio.CapacityLimiter,
     ) -> None:
         self._board = board
         self._ports = ports
         self._plan = plan
         self._phone = phone
+        self._bot = bot
+        self._by_brain = by_brain  # the bot's own brain answers
+        self._hooks = hooks
+        self._threads = threads
         self._remotes: dict[str, Remote] = {}  # of live calls
+        self._away: dict[str, Call] = {}  # of calls that may come back, oldest first
 
     async def serve_media(self, scope: ws.Scope, receive: ws.Receive, send: ws.Send) -> None:
         """Serve one media WebSocket: admit it, run its call, record how it went."""
@@ -118,34 +147,89 @@ class _Calls:
             log_setup.call_sid.set(sid)  # before the call starts a task: tasks inherit it
             self._ports.warm()
 
+            now = trio.current_time()
+            resumption = self._board.onward.come_back(sid, now)
+            call = self._away.pop(sid, None) if resumption is not None else None
+            known = call is not None
+            call = call or self._call(socket.start)
+
             def tell(turns: list[dict[str, Any]]) -> None:
                 self._board.store.turns_over(sid, turns, at=wall_clock())
 
-            def record(summary: CallSummary) -> None:
-                self._board.store.summarise(sid, summary.as_json())
-                self._board.metrics.call_over(summary)
+            kept = tell_turns(tell)
 
             def away(ending: Ending) -> None:
                 self._board.onward.leave(sid, ending, trio.current_time())
+                self._away[sid] = call
+                while len(self._away) > KEPT:
+                    del self._away[next(iter(self._away))]
 
             remote = Remote()
-            known = self._board.store.get(sid)
-            self._leave_message(sid, known.answered_by or "" if known is not None else "", remote)
+            self._leave_message(sid, self._answered_by(sid), remote)
             self._remotes[sid] = remote
             try:
-                with self._board.live(sid, socket.start.parameters):
+                with self._board.live(sid, socket.start.parameters), self._hooks.of(call) as hooks:
+
+                    def record(summary: CallSummary) -> None:
+                        self._board.store.summarise(sid, summary.as_json())
+                        self._board.metrics.call_over(summary)
+                        hooks.end(summary)
+
+                    def turn_over(turn: TurnRecord) -> None:
+                        kept(turn)
+                        hooks.turn(turn)
+
+                    if not known:
+                        await hooks.start()  # what the caller says meanwhile waits in the socket
+                    ports, plan = self._for(call)
                     await run_call(
                         socket,
-                        self._ports,
-                        self._plan,
+                        ports,
+                        plan,
                         on_end=record,
-                        on_turn=tell_turns(tell),
-                        resumption=self._board.onward.come_back(sid, trio.current_time()),
+                        on_turn=turn_over,
+                        resumption=resumption,
                         on_parting=away,
                         remote=remote,
                     )
             finally:
                 del self._remotes[sid]
+
+    def _call(self, start: twilio.Start) -> Call:
+        """Return what is known of a call before its first word."""
+        record = self._board.store.get(start.call_sid)
+        call = Call(
+            start.call_sid,
+            parameters={
+                name: value
+                for name, value in start.parameters.items()
+                if name != twiml.TOKEN_PARAMETER
+            },
+        )
+        if record is not None:
+            call.direction = record.direction
+            ends = (record.from_, record.to)
+            call.caller, call.number = ends if record.direction == "inbound" else ends[::-1]
+            call.metadata = record.metadata or {}
+        asked = self._board.asked(start.call_sid)
+        if asked is not None:  # Twilio's answer, behind which it is on record, may be on its way
+            call.metadata = asked.metadata
+        call.declare(self._bot.variables)
+        return call
+
+    def _for(self, call: Call) -> tuple[Ports, CallPlan]:
+        """Return ports and plan of one call: what the bot can do and says in it."""
+        now = datetime.now()
+        tools = (*self._ports.tools, *self._bot.call_tools(call, now, self._threads))
+        ports = replace(self._ports, tools=tools)
+        if self._by_brain:
+            ports = replace(ports, chat=self._bot.call_brain(call))
+        return ports, self._bot.plan(self._plan, call, now)
+
+    def _answered_by(self, sid: str) -> str:
+        """Return who answered a call, in Twilio's word."""
+        record = self._board.store.get(sid)
+        return record.answered_by or "" if record is not None else ""
 
     async def answered_by(self, sid: str, who: str) -> None:
         """Do what is to be done with a call that a machine has answered, and live already.
@@ -172,18 +256,3 @@ class _Calls:
     def _authenticate(self, start: twilio.Start) -> None:
         token = start.parameters.get(twiml.TOKEN_PARAMETER, "")
         self._board.redeem(token, start.call_sid, start.account_sid)
-
-
-def _plan(settings: Settings) -> CallPlan:
-    values: dict[str, Any] = {
-        name: getattr(settings, name)
-        for name in (
-            *("prompt", "greeting", "language", "pacing", "endpointing", "interruption"),
-            *("timeouts", "send_deadline_s", "context_tokens"),
-        )
-    }
-    if settings.transfer_to:
-        values["trouble"] = CONNECTING
-        if settings.telephony:  # without it there is nobody who could put anybody through
-            values["people"] = {"a person": settings.transfer_to}
-    return CallPlan(**values)

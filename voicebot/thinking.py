@@ -173,6 +173,8 @@ class Thinker:
                     await self._floor.decided()  # the caller may be saying: no, stop
                 await self.jobs.send(Run(job, reply.record))
                 ahead.remove(job)
+                reply.running.append((trio.current_time(), job))
+                reply.asked.ring()
             for job in waiting:
                 await job.done.wait()
         finally:

@@ -39,9 +39,14 @@ class Job:
     result: str | None = None
     broken_off: bool = False
 
+    @property
+    def untorn(self) -> bool:
+        """Whether it runs on although nobody waits for it."""
+        return not (self.tool.idempotent and self.tool.abortable)
+
     def break_off(self, reason: str) -> None:
-        """Cancel it, unless that could do harm. Synchronous."""
-        if self.tool.idempotent:
+        """Cancel it, unless that could do harm or has no effect. Synchronous."""
+        if not self.untorn:
             self.broken_off = True
             self.scope.cancel(reason=reason)
 
@@ -102,12 +107,12 @@ class Toolbox:
 
     def untorn(self) -> list[Job]:
         """Return the jobs that run on although the reply that asked for them may be over."""
-        return [job for job in self.unfinished if not job.tool.idempotent]
+        return [job for job in self.unfinished if job.untorn]
 
     def started(self, job: Job) -> None:
         """Note that a job runs from now on, for at most its tool's time."""
         job.scope.deadline = trio.current_time() + job.tool.timeout_s
-        job.scope.shield = not job.tool.idempotent
+        job.scope.shield = job.untorn
         self.unfinished.append(job)
 
     def forget(self, job: Job) -> None:

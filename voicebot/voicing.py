@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -22,6 +23,7 @@ from voicebot.record import Outcome
 from voicebot.reply import Notes, Reply
 from voicebot.sentences import SentenceSplitter
 from voicebot.thinking import Thinker
+from voicebot.toolbox import Job
 from voicebot.turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -112,7 +114,10 @@ class Voicing:
         return known if len(known) == len(pieces) else []
 
     async def fill(self, reply: Reply) -> None:
-        """Say that somebody is still there, as often as the reply leaves the caller in silence."""
+        """Say that somebody is still there, as often as the reply leaves the caller in silence.
+
+        A slow tool has words of its own for it, which are said once.
+        """
         filler_s, reel = self._plan.timeouts.filler_s, reply.reel
         fillers = itertools.cycle(self._plan.fillers)
         quiet_since = trio.current_time()
@@ -123,14 +128,33 @@ class Voicing:
             busy = unspoken or self._turns.caller_talking
             if busy or not reel.between_clauses:
                 quiet_since = max(quiet_since, now)
-            if now < quiet_since + filler_s:
-                await trio.sleep_until(quiet_since + filler_s)
+            due, job = _slowest(reply, quiet_since)
+            if quiet_since + filler_s < due:
+                due, job = quiet_since + filler_s, None
+            if now < due:
+                with trio.move_on_at(due):
+                    await reply.asked.wait()
                 continue
-            filler = next(fillers, "")
+            if job is not None:
+                filler = job.tool.filler
+                reply.running = [(at, other) for at, other in reply.running if other is not job]
+            else:
+                filler = next(fillers, "")
             sound = b"".join(sound for _, sound in self._canned(filler))
-            if not sound:
-                return  # its sound is not known, nor will it be during this reply
+            if not sound:  # not known, nor will it be during this reply
+                filler_s = filler_s if job is not None else math.inf
+                continue
             reel.interject(filler, sound)
             self._note("filler")
             self._journal.count("fillers")
             reply.moved.ring()
+
+
+def _slowest(reply: Reply, quiet_since: float) -> tuple[float, Job | None]:
+    """Return when a running tool's own filler is due first, in silence since then, and whose."""
+    due: tuple[float, Job | None] = (math.inf, None)
+    for since, job in reply.running:
+        at = max(since, quiet_since) + job.tool.filler_after_s
+        if job.tool.filler and not job.done.is_set() and at < due[0]:
+            due = at, job
+    return due

@@ -37,8 +37,7 @@ from tests.e2e.faulty import (
     open_scene,
     slack_s,
 )
-from voicebot import service
-from voicebot.config import load
+from voicebot.config import load, plan_of
 from voicebot.standins import HOSTS, Chaos
 from voicebot.standins.groq import CHAT
 from voicebot.standins.listen import LISTEN
@@ -90,7 +89,7 @@ async def hold(seed: int) -> Result:
 def problems(held: Held) -> list[str]:
     """Return what must not be, whatever failed."""
     found = []
-    limit_s = Limits(service._plan(load(SETTINGS))).worst_s
+    limit_s = Limits(plan_of(load(SETTINGS))).worst_s
     if held.recording.ended.by == "limit":
         found.append("stuck: no end of the call")
     if held.silence_s > limit_s + slack_s() + held.behind_s:
@@ -127,7 +126,7 @@ def report(results: Sequence[Result], wall_s: float) -> str:
         f"left {_count(results, 'left')}, crashed {_count(results, 'crashed')}",
         f"longest silence of a call: median {statistics.median(silences):.1f} s, "
         f"longest {max(silences):.1f} s, "
-        f"{Limits(service._plan(load(SETTINGS))).worst_s:.1f} s allowed",
+        f"{Limits(plan_of(load(SETTINGS))).worst_s:.1f} s allowed",
         f"ended: {dict(Counter(held.outcome.value for held in calls).most_common())}",
         f"wall {wall_s:.0f} s",
     ]

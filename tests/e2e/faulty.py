@@ -26,8 +26,8 @@ import trio
 
 from tests.contract.test_clients_against_faults import Fails, Hangs, expected_of
 from tests.e2e.running import PUBLIC_URL, Server, open_server
-from voicebot import audio, service, stt, vad
-from voicebot.config import load
+from voicebot import audio, stt, vad
+from voicebot.config import load, plan_of
 from voicebot.errors import ReplyCut
 from voicebot.phrases import Phrases
 from voicebot.plan import CallPlan
@@ -359,7 +359,7 @@ async def know_phrases(
     standins: Standins, server: Server, then: Rule[SpeakConduct] = SPEAK
 ) -> None:
     """Wait until what is said word for word is known; from then on let speech be as it is."""
-    wanted = len(Phrases(service._plan(server.settings)).missing)
+    wanted = len(Phrases(plan_of(server.settings)).missing)
     speeches = standins.deepgram.speak.speeches
     standins.deepgram.speak.conducts.rule = SpeakConduct(rate=math.inf)
     while sum(s.exchange.outcome == "complete" for s in speeches) < wanted:  # noqa: ASYNC110  # another program, as far as tests go
@@ -417,7 +417,7 @@ async def leftovers(standins: Standins, server: Server, sid: str) -> tuple[str, 
 
 
 def is_phrase(server: Server, body: bytes) -> bool:
-    return json.loads(body)["text"] in Phrases(service._plan(server.settings)).missing
+    return json.loads(body)["text"] in Phrases(plan_of(server.settings)).missing
 
 
 def task_names() -> list[str]:
@@ -526,7 +526,7 @@ async def hold(case: Case) -> Held:
 def problems(case: Case, held: Held) -> list[str]:
     """Return what is wrong with how the call went."""
     found = []
-    limit_s = Limits(service._plan(load(SETTINGS))).of(case.where, case.phase)
+    limit_s = Limits(plan_of(load(SETTINGS))).of(case.where, case.phase)
     if held.recording.ended.by == "limit":
         found.append("stuck")
     if held.silence_s > limit_s + slack_s() + held.behind_s:

@@ -33,8 +33,7 @@ from tests.e2e.faulty import (
 )
 from tests.e2e.running import Server
 from tests.peer import in_use
-from voicebot import service
-from voicebot.config import load
+from voicebot.config import load, plan_of
 from voicebot.simulator.call import Recording, Script, Utterance, WhenSilent
 from voicebot.standins import (
     CHAT_FAULTS,
@@ -119,7 +118,7 @@ def test_every_fault_is_in_the_matrix_and_a_sample_has_every_phase() -> None:
 
 
 def test_the_limits_follow_from_the_settings() -> None:
-    limits = Limits(service._plan(load(SETTINGS)))
+    limits = Limits(plan_of(load(SETTINGS)))
 
     assert limits.filled_s == pytest.approx(2.0)
     assert limits.deaf_s == pytest.approx(9.3)

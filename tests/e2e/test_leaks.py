@@ -40,11 +40,11 @@ from wsproto.utilities import LocalProtocolError
 from tests.e2e.running import PUBLIC_URL, Server, open_server
 from tests.peer import Gone, Peer, Refused, in_use
 from voicebot import log, nursery, parts, service
-from voicebot.config import Settings
+from voicebot.config import Settings, plan_of
 from voicebot.errors import SocketClosed
 from voicebot.phrases import Phrases
 from voicebot.plan import CallPlan
-from voicebot.ports import Message, Ports, Tool
+from voicebot.ports import Chat, Message, Ports, Tool
 from voicebot.record import Outcome
 from voicebot.simulator.call import (
     At,
@@ -761,8 +761,10 @@ class Scene:
         self.overs.setdefault(call_sid, trio.current_time() + in_s)
 
     @asynccontextmanager
-    async def open_ports(self, settings: Settings) -> AsyncGenerator[Ports]:
-        async with parts.open_ports(settings) as ports:
+    async def open_ports(
+        self, settings: Settings, brain: Chat | None = None
+    ) -> AsyncGenerator[Ports]:
+        async with parts.open_ports(settings, brain) as ports:
             self.ports = ports
             yield self.kind.change(self, ports)
 
@@ -900,11 +902,11 @@ async def open_scene(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> AsyncGenera
     async with open_standins() as standins:
         scene = Scene(kind, standins, pools)
         watch_ends(monkeypatch, scene)
-        plan = service._plan
+        plan = plan_of
         monkeypatch.setattr(service, "open_ports", scene.open_ports)
         # With its sounds known beforehand a greeting would need no voice.
         monkeypatch.setattr(Phrases, "get", lambda phrases, piece: None)
-        monkeypatch.setattr(service, "_plan", lambda settings: scene.plan(plan(settings)))
+        monkeypatch.setattr(service, "plan_of", lambda settings: scene.plan(plan(settings)))
         try:
             yield scene
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -12,6 +13,8 @@ import trio
 
 from tests.e2e.running import Server, open_server, recorded
 from tests.e2e.test_real_call import environment
+from voicebot import Bot, Call, service
+from voicebot.record import CallSummary, TurnRecord
 from voicebot.simulator import Script, Utterance
 from voicebot.simulator.telephone import Person, PhoneCall, Telephone
 from voicebot.standins import Standins, open_standins
@@ -49,7 +52,11 @@ class World:
 
 @asynccontextmanager
 async def world(
-    replies: Sequence[str | Reply], *people: Person, texts: Sequence[str] = ("hello",), **more: str
+    replies: Sequence[str | Reply],
+    *people: Person,
+    texts: Sequence[str] = ("hello",),
+    bot: Bot | None = None,
+    **more: str,
 ) -> AsyncGenerator[World]:
     """Serve with a colleague to put callers through to; `people` are at TO and with them."""
     with trio.fail_after(60):
@@ -57,7 +64,7 @@ async def world(
             environ = {**environment(standins), "VOICEBOT_TRANSFER_TO": COLLEAGUE, **more}
             at = dict(zip((TO, COLLEAGUE), people, strict=False))
             async with (
-                open_server(environ) as server,
+                open_server(environ, partial(service.open_service, bot=bot)) as server,
                 open_telephone(standins.twilio, server.url, server.account, at) as phones,
                 httpx.AsyncClient(base_url=server.url, headers=KEY, trust_env=False) as client,
             ):
@@ -156,6 +163,42 @@ async def test_a_caller_whom_nobody_takes_is_back_with_the_bot_that_knows_it() -
     assert [turn["number"] for turn in record["summary"]["turns"]] == [0, 1, 2]
     assert "nobody took the call (busy)" in str(requests[-1])
     assert call.errors == []
+
+
+async def test_a_caller_who_is_back_is_the_same_call_to_the_bot_file() -> None:
+    events: list[Any] = []
+
+    async def started(call: Call) -> None:
+        events.append(("start", call.caller, call.number))
+        call.state["starts"] = call.state.get("starts", 0) + 1
+        call.variables["name"] = call.metadata["name"]
+
+    async def turned(call: Call, turn: TurnRecord) -> None:
+        events.append((turn.number, turn.heard, call.state["starts"]))
+
+    async def ended(call: Call, summary: CallSummary) -> None:
+        events.append(("end", summary.outcome.value))
+
+    bot = Bot(
+        greeting="Hello {{name}}.",
+        variables={"name": ""},
+        on_call_start=started,
+        on_turn=turned,
+        on_call_end=ended,
+    )
+    replies: list[str | Reply] = [PUTTING, "I am sorry, nobody is there."]
+    async with world(
+        replies, Person((says(), Script(()))), Person(does="busy"), bot=bot, VOICEBOT_GREETING=""
+    ) as here:
+        await here.place(metadata={"name": "Ada"})
+    assert events == [
+        ("start", TO, "+15550100123"),
+        (0, "Hello Ada.", 1),
+        (1, "I am putting you through.", 1),
+        ("end", "transferred"),
+        (2, "I am sorry, nobody is there.", 1),
+        ("end", "hung_up"),
+    ]
 
 
 async def test_a_live_call_is_given_to_somebody_by_the_api() -> None:

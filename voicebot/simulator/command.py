@@ -26,7 +26,7 @@ from dotenv import dotenv_values
 from voicebot.errors import ConfigError, VoicebotError
 from voicebot.simulator.call import Recording, run_call
 from voicebot.simulator.caller import At, InterruptAfter, Script, Utterance, When, WhenSilent
-from voicebot.simulator.dial import Account, dial, leaves, open_line, open_server
+from voicebot.simulator.dial import SERVE, Account, dial, leaves, open_line, open_server
 from voicebot.simulator.network import Network
 from voicebot.simulator.report import write_report
 from voicebot.simulator.verdict import Thresholds, Verdict, judge
@@ -140,6 +140,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="http(s)://host:port of a running server (default: start one)",
     )
     parser.add_argument(
+        "--bot", metavar="BOT",
+        help="the bot of the server that is started: bot.py, bot.py:name or package.module",
+    )  # fmt: skip
+    parser.add_argument(
         "--out", type=Path, default=Path("simulation"), metavar="DIR",
         help="where call.wav, timeline.json and timeline.txt go (default: simulation)",
     )  # fmt: skip
@@ -179,7 +183,9 @@ def main(args: argparse.Namespace) -> int:
     try:
         script = _read_script(args)
         server, network = _check_server(args.server), _read_network(args)
-        recording = trio.run(_hold_call, script, network, server, _account())
+        if server is not None and args.bot:
+            raise ConfigError(["--bot: the server at --server has its bot already"])
+        recording = trio.run(_hold_call, script, network, server, _account(), args.bot)
         limits = {option.name: getattr(args, option.name, None) for option in fields(Thresholds)}
         given = {name: value for name, value in limits.items() if value is not None}
         verdict = judge(recording, Thresholds(**given))
@@ -203,10 +209,10 @@ def _write(directory: Path, recording: Recording, verdict: Verdict) -> str:
 
 
 async def _hold_call(
-    script: Script, network: Network, server: str | None, account: Account
+    script: Script, network: Network, server: str | None, account: Account, bot: str | None = None
 ) -> Recording:
     if server is None:
-        async with open_server() as started:
+        async with open_server([*SERVE, *(["--bot", bot] if bot else [])]) as started:
             return await _hold_call(script, network, started, account)
     answer = await dial(server, account)
     async with open_line(server, answer.stream_url, account) as line:

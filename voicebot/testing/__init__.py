@@ -23,6 +23,7 @@ from voicebot.simulator import (
     WhenSilent,
 )
 from voicebot.testing import toy
+from voicebot.testing.bot import hold_bot, hold_bot_call
 from voicebot.testing.call import IDENTITY, HeldCall, hold, hold_call, toy_ports
 from voicebot.testing.caller import caller_coughs, caller_says
 from voicebot.testing.chat import Reply, Request, ScriptedChat
@@ -57,6 +58,8 @@ __all__ = [
     "caller_coughs",
     "caller_says",
     "hold",
+    "hold_bot",
+    "hold_bot_call",
     "hold_call",
     "run_seeded",
     "toy",

@@ -22,7 +22,7 @@ from voicebot.errors import SocketClosed
 from voicebot.plan import CallPlan
 from voicebot.playout import Epoch
 from voicebot.ports import Chat, MediaSocket, Ports, Synthesizer, Tool
-from voicebot.record import CallSummary, Moment
+from voicebot.record import CallSummary, Moment, TurnRecord
 from voicebot.simulator import (
     Identity,
     MemoryLine,
@@ -116,6 +116,7 @@ async def hold_call(
     network: Network = PERFECT,
     identity: Identity | None = None,
     watch: Callable[[Moment], None] | None = None,
+    on_turn: Callable[[TurnRecord], None] | None = None,
     between: Callable[[MediaSocket], MediaSocket] | None = None,
     server: trio.CancelScope | None = None,
 ) -> HeldCall:
@@ -124,6 +125,7 @@ async def hold_call(
     Args:
         network: what lies between the two.
         watch: is shown every event of the engine's timeline as it happens; synchronous.
+        on_turn: is given each turn once it is over; synchronous.
         between: what the engine is given instead of its socket, for a test that has to meddle.
         server: to be cancelled where the server is to stop under the call.
 
@@ -135,7 +137,7 @@ async def hold_call(
     Owns: the task of the engine.
     """
     caller_end, server_end = open_memory_line()
-    engine = _Engine(server_end, watch, between or (lambda socket: socket), server)
+    engine = _Engine(server_end, watch, on_turn, between or (lambda socket: socket), server)
     async with trio.open_nursery() as both:  # owns: the engine, which ends with the line
         both.start_soon(partial(engine.run, ports, plan), name="engine")
         recording = await run_call(caller_end, script, identity or IDENTITY, network)
@@ -174,6 +176,7 @@ class _Engine:
 
     line: MemoryLine
     watch: Callable[[Moment], None] | None
+    on_turn: Callable[[TurnRecord], None] | None
     between: Callable[[MediaSocket], MediaSocket]
     server: trio.CancelScope | None
     summary: CallSummary | None = None
@@ -197,7 +200,12 @@ class _Engine:
             with self._noticing_crash():
                 with self.server or trio.CancelScope():
                     await nursery.run_call(
-                        self.between(socket), ports, plan, on_end=self._end, watch=self.watch
+                        self.between(socket),
+                        ports,
+                        plan,
+                        on_end=self._end,
+                        on_turn=self.on_turn,
+                        watch=self.watch,
                     )
 
     def _end(self, summary: CallSummary) -> None:

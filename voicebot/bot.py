@@ -1,0 +1,247 @@
+"""`Bot`: what a bot file declares. Says itself what is wrong with it; see `botfile.py` for where.
+
+A field that is left out is as the settings say (`VOICEBOT_PROMPT`, …); one that is given wins
+over them, for a file is about one bot and an environment about a server.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from datetime import datetime
+from typing import Any, Final
+
+import trio
+
+from voicebot.brain.rules import Rules, no_model
+from voicebot.call import BUILT_IN, Call, render, variables_in
+from voicebot.config import E164, Settings
+from voicebot.errors import ConfigError
+from voicebot.patience import Endpointing
+from voicebot.plan import CallPlan, Timeouts
+from voicebot.ports import Chat, Tool
+from voicebot.record import CallSummary, TurnRecord
+from voicebot.tools import BotTool
+from voicebot.turns import Interruption
+
+Later = Awaitable[None] | None
+
+GREETING: Final = "Hello. How can I help you?"  # of a bot that has none, nor have the settings
+_EMBEDDED_VOICES: Final = frozenset({"auto", "piper", "espeak"})
+_TEXTS: Final = (
+    *("prompt", "greeting", "apology", "trouble", "farewell", "goodbye", "transferring"),
+    *("warning", "time_up"),
+)
+_LISTS: Final = ("fillers", "reprompts")  # of texts
+_GROUPS: Final = {"endpointing": Endpointing, "interruption": Interruption, "timeouts": Timeouts}
+_OF_SETTINGS: Final = ("prompt", "greeting", "language", "context_tokens", *_GROUPS)
+_OF_PLAN: Final = (
+    *("apology", "trouble", "farewell", "goodbye", "transferring", "warning", "time_up", *_LISTS),
+    *("may_hang_up", "may_send_digits", "people"),
+)
+_HOOKS: Final = {
+    "on_call_start": ("call",),
+    "on_turn": ("call", "turn"),
+    "on_call_end": ("call", "summary"),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bot:
+    """A bot: what it is, says and can do.
+
+    `prompt` tells the language model what it is; `greeting` is said first, and empty lets the
+    caller begin. `voice` is a Deepgram model ("aura-2-thalia-en") or an embedded voice ("piper",
+    "espeak"); `language` is BCP 47. `tools` are functions with `@tool`.
+
+    `variables` declares what `{{name}}` in these texts stands for, with a default: metadata of
+    `POST /calls` and custom parameters of that name win over it, and `on_call_start` may change
+    it for its call. There are also {{caller}}, {{number}}, {{direction}}, {{call_sid}},
+    {{today}} and {{now}}.
+
+    Hooks may be sync, then in a worker thread, or async: `on_call_start(call)` before the
+    greeting, which waits 1.5 s for it; `on_turn(call, turn)` behind each turn;
+    `on_call_end(call, summary)` once the call is over. What goes wrong in them is logged and
+    counted, and the call goes on.
+
+    `people` are those whom the model may put callers through to: E.164 by name.
+
+    `brain` answers where no language model is configured. The remaining fields are texts and
+    numbers of `CallPlan` and `Timeouts`; None is their default.
+
+    Raises:
+        ConfigError: everything that is wrong, at once.
+    """
+
+    prompt: str | None = None
+    greeting: str | None = None
+    voice: str | None = None
+    language: str | None = None
+    tools: Sequence[BotTool[..., Any]] = ()
+    _: KW_ONLY
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    on_call_start: Callable[[Call], Later] | None = None
+    on_turn: Callable[[Call, TurnRecord], Later] | None = None
+    on_call_end: Callable[[Call, CallSummary], Later] | None = None
+    brain: Chat | None = None
+    apology: str | None = None
+    fillers: Sequence[str] | None = None
+    trouble: str | None = None
+    farewell: str | None = None
+    goodbye: str | None = None
+    transferring: str | None = None
+    reprompts: Sequence[str] | None = None
+    warning: str | None = None
+    time_up: str | None = None
+    people: Mapping[str, str] | None = None
+    may_hang_up: bool | None = None
+    may_send_digits: bool | None = None
+    context_tokens: int | None = None
+    endpointing: Endpointing | None = None
+    interruption: Interruption | None = None
+    timeouts: Timeouts | None = None
+
+    def __post_init__(self) -> None:
+        problems = [*_wrong_types(self), *_wrong_tools(self), *_wrong_hooks(self)]
+        if not problems:
+            problems = _wrong_variables(self)
+        if problems:
+            raise ConfigError(problems)
+
+    def settings(self, settings: Settings) -> Settings:
+        """Return the settings with what this bot says itself."""
+        given = {name: value for name in _OF_SETTINGS if (value := getattr(self, name)) is not None}
+        if "greeting" not in given and "greeting" not in settings.model_fields_set:
+            given["greeting"] = GREETING
+        if self.voice is not None:
+            embedded = self.voice in _EMBEDDED_VOICES
+            given["voice" if embedded else "deepgram_tts_model"] = self.voice
+        return settings.model_copy(update=given)
+
+    def plan(self, base: CallPlan, call: Call, now: datetime) -> CallPlan:
+        """Return the plan of one call, its variables in place.
+
+        Args:
+            base: the plan by the settings that `settings` returned.
+        """
+        return self._said(base, call.values(now))
+
+    def resting_plan(self, base: CallPlan) -> CallPlan:
+        """Return the plan of a call that says nothing of itself; the rest stays as `{{…}}`."""
+        return self._said(base, self.variables)
+
+    def _said(self, base: CallPlan, values: Mapping[str, Any]) -> CallPlan:
+        given = {name: value for name in _OF_PLAN if (value := getattr(self, name)) is not None}
+        plan = replace(base, **given)
+        texts: dict[str, Any] = {name: render(getattr(plan, name), values) for name in _TEXTS}
+        for name in _LISTS:
+            texts[name] = tuple(render(text, values) for text in getattr(plan, name))
+        return replace(plan, **texts)
+
+    def call_tools(
+        self, call: Call, now: datetime, threads: trio.CapacityLimiter | None
+    ) -> tuple[Tool, ...]:
+        """Return the tools of one call. See `BotTool.bind`."""
+        values = call.values(now)
+        return tuple(
+            tool.bind(call, threads, lambda text: render(text, values)) for tool in self.tools
+        )
+
+    def call_brain(self, call: Call | None = None) -> Chat:
+        """Return what answers where no language model is configured."""
+        brain = self.brain if self.brain is not None else no_model()
+        return brain.of(call) if isinstance(brain, Rules) and call is not None else brain
+
+    @property
+    def tool_fillers(self) -> list[str]:
+        """What its slow tools have said."""
+        return [render(tool.filler, self.variables) for tool in self.tools if tool.filler]
+
+
+def _wrong_types(bot: Bot) -> list[str]:
+    problems = [
+        f"Bot: {name} must be a text, and is {getattr(bot, name)!r}"
+        for name in ("voice", "language", *_TEXTS)
+        if not isinstance(getattr(bot, name), str | None)
+    ]
+    for name in _LISTS:
+        several = getattr(bot, name)
+        if several is not None and not (
+            isinstance(several, list | tuple) and all(isinstance(text, str) for text in several)
+        ):
+            problems.append(f'Bot: {name} must be a list of texts, like ["One moment, please."]')
+    for name, kind in _GROUPS.items():
+        if not isinstance(getattr(bot, name), kind | None):
+            problems.append(f"Bot: {name} must be a voicebot.{kind.__module__[9:]}.{kind.__name__}")
+    if isinstance(bot.voice, str) and not (
+        bot.voice in _EMBEDDED_VOICES or bot.voice.startswith("aura-")
+    ):
+        problems.append(
+            f"Bot: there is no voice {bot.voice!r}: piper, espeak, or a model of Deepgram like "
+            "aura-2-thalia-en"
+        )
+    if bot.brain is not None and not callable(getattr(bot.brain, "open_reply", None)):
+        problems.append("Bot: brain must be a Chat, like voicebot.brain.rules.Rules")
+    people: Any = bot.people  # whatever the file says
+    if people is not None and not (
+        isinstance(people, Mapping)
+        and all(isinstance(number, str) and E164.fullmatch(number) for number in people.values())
+    ):
+        problems.append('Bot: people must be numbers by name, like {"the shop": "+15550100123"}')
+    if not isinstance(bot.variables, Mapping):
+        problems.append('Bot: variables must be a dict of names and defaults, like {"name": ""}')
+    return problems
+
+
+def _wrong_tools(bot: Bot) -> list[str]:
+    tools: Any = bot.tools  # whatever the file says
+    if not isinstance(tools, Sequence):
+        return ["Bot: tools must be a list of functions with @tool"]
+    problems = []
+    for each in tools:
+        if not isinstance(each, BotTool):
+            name = getattr(each, "__name__", repr(each))
+            problems.append(f"Bot: tools: {name} is no tool; write @tool above it")
+    names = Counter(each.name for each in tools if isinstance(each, BotTool))
+    problems += [f"Bot: tools: there are {n} named {name}" for name, n in names.items() if n > 1]
+    return problems
+
+
+def _wrong_hooks(bot: Bot) -> list[str]:
+    problems = []
+    for name, arguments in _HOOKS.items():
+        hook = getattr(bot, name)
+        if hook is None:
+            continue
+        try:
+            inspect.signature(hook).bind(*arguments)
+        except (TypeError, ValueError):
+            given = getattr(hook, "__name__", repr(hook))
+            problems.append(f"Bot: {name} is called as {given}({', '.join(arguments)})")
+    return problems
+
+
+def _wrong_variables(bot: Bot) -> list[str]:
+    problems = [
+        f"Bot: variables: {{{{{name}}}}} is given by the call; choose another name"
+        for name in bot.variables
+        if name in BUILT_IN
+    ]
+    known = [*bot.variables, *BUILT_IN]
+    texts = {name: [getattr(bot, name) or ""] for name in _TEXTS}
+    texts |= {name: list(getattr(bot, name) or ()) for name in _LISTS}
+    texts |= {f"filler of {tool.name}": [tool.filler] for tool in bot.tools}
+    for where, several in texts.items():
+        for name in dict.fromkeys(name for text in several for name in variables_in(text)):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"is it {{{{{near[0]}}}}}?" if near else f'add variables={{"{name}": ""}}'
+                problems.append(f"Bot: {where}: nobody knows {{{{{name}}}}}; {hint}")
+    return problems
+
+
+#: Names that `Bot` takes, for whoever has mistyped one.
+FIELDS: Final = tuple(each.name for each in fields(Bot))
