@@ -117,14 +117,42 @@ def test_results_become_partial_and_final() -> None:
     assert hear(
         results("what"),
         results("what time", is_final=True),
-        results("is it", is_final=True, speech_final=True),
-        results("", is_final=True, from_finalize=True),
+        results("is it", start=1.0, is_final=True, speech_final=True),
+        results("", start=2.0, is_final=True, from_finalize=True),
     ) == [
         Partial("what"),
         Final("what time"),
         Final("is it", end_of_turn=True),
         Final("", finalized=True),
     ]
+
+
+def test_final_words_that_come_again_are_heard_once() -> None:
+    first = results("what time", is_final=True)
+    second = results("is it", start=1.0, is_final=True, speech_final=True)
+    assert hear(first, first, second, first, second, results("thanks", start=2.0)) == [
+        Final("what time"),
+        Skipped("repeated_results"),
+        Final("is it", end_of_turn=True),
+        Skipped("repeated_results"),
+        Skipped("repeated_results"),
+        Partial("thanks"),
+    ]
+
+
+def test_an_answer_that_comes_with_words_that_were_there_is_still_an_answer() -> None:
+    assert hear(
+        results("what time", is_final=True),
+        results("what time", is_final=True, from_finalize=True),
+    ) == [Final("what time"), Final("", finalized=True)]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
+def test_however_finals_are_repeated_each_word_is_heard_once_in_order(order: list[int]) -> None:
+    messages = [results(f"w{n}", start=float(n), is_final=True) for n in order]
+    heard = [one.text for one in hear(*messages) if isinstance(one, Final)]
+    furthest = [n for i, n in enumerate(order) if all(n > before for before in order[:i])]
+    assert heard == [f"w{n}" for n in furthest]
 
 
 def test_speech_final_counts_as_final_even_where_is_final_is_missing() -> None:

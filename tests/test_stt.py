@@ -39,12 +39,12 @@ def connect(url: str, **options: Any) -> Any:
     return open_transcriber(url=url, api_key="secret", model="nova-3", **options)
 
 
-def results(text: str, **flags: bool) -> str:
+def results(text: str, start: float = 0.0, **flags: bool) -> str:
     return json.dumps(
         {
             "type": "Results",
-            "start": 0.0,
-            "duration": 1.0,
+            "start": start,
+            "duration": 0.5,
             "channel": {"alternatives": [{"transcript": text}]},
             **flags,
         }
@@ -136,7 +136,7 @@ async def test_results_become_transcripts_and_noise_is_passed_over() -> None:
             results(""),
             results("what"),
             results("what time", is_final=True),
-            results("is it", is_final=True, speech_final=True),
+            results("is it", 0.5, is_final=True, speech_final=True),
             '{"type":"UtteranceEnd","channel":[0,1],"last_word_end":0.9}',
             '{"type":"Metadata"}',
             results("thanks"),

@@ -163,6 +163,8 @@ class Listening:
 
     Words still on their way when a turn ends belong to the next one, so the fourth line keeps
     a late UtteranceEnd from ending that one too early.
+
+    Final words of audio that final words have come for are the same once more, and skipped.
     """
 
     def __init__(self) -> None:
@@ -170,6 +172,7 @@ class Listening:
         # Audio up to here belongs to a turn that is over; at first, no more than the -1.
         self._settled_s = -1.0
         self._partial_shown = False
+        self._final_s = 0.0  # audio up to here has its final words
 
     def receive(self, message: str | bytes) -> ports.Transcript | Skipped:
         """Return what one WebSocket message says."""
@@ -214,11 +217,15 @@ class Listening:
                 return Skipped("empty_partial")
             self._partial_shown = bool(text)
             return ports.Partial(text)
+        finalized = fields.get("from_finalize") is True
+        repeated = 0 < end_s <= self._final_s  # audio that has been accounted for
+        self._final_s = max(self._final_s, end_s)
+        if text and repeated:
+            return ports.Final("", finalized=True) if finalized else Skipped("repeated_results")
         self._partial_shown = False
         if end_of_turn:
             self._turn_open = False
             self._settled_s = end_s
-        finalized = fields.get("from_finalize") is True
         return ports.Final(text, end_of_turn, finalized, until_ms(end_s))
 
     def _utterance_end(self, fields: dict[str, Any]) -> ports.Transcript | Skipped:

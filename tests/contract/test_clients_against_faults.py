@@ -181,7 +181,7 @@ EXPECTED: Final[dict[str, dict[str, Any]]] = {
             ],
             [SAID],
         ),
-        "duplicate": [SAID, SAID],  # nothing in the messages says that it is the same once more
+        "duplicate": [SAID],
     },
     "speak": {
         "hang-first-byte": Hangs([]),
