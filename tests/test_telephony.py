@@ -18,7 +18,6 @@ from voicebot.plan import CONNECTING, TROUBLE
 from voicebot.standins.script import Canned
 from voicebot.standins.twilio import RestConduct, open_twilio
 from voicebot.telephony import (
-    call_command,
     explain,
     open_telephony,
     signature_ok,
@@ -448,39 +447,6 @@ def test_every_problem_is_named(
 
 def test_from_is_missing_without_a_default() -> None:
     assert read_call({}, load({})) == {"to": "is missing", "from": "is missing"}
-
-
-async def test_command_prints_the_queued_call() -> None:
-    with trio.fail_after(10):
-        async with open_fake_twilio() as twilio:
-            result = await call_command(settings_for(twilio.url), TO)
-
-    assert result[0] == 0
-    assert result[1].startswith(f"queued {CALL_SID}; it is answered by the server at https://")
-    assert twilio.asked[0].form["From"] == [FROM]
-
-
-async def test_command_says_why_twilio_refused() -> None:
-    with trio.fail_after(10):
-        async with open_fake_twilio() as twilio:
-            twilio.refuse(400, 21211)
-            code, text = await call_command(settings_for(twilio.url), TO, "+15550100789")
-
-    assert code == 1
-    assert text.startswith("not called: to is not a number Twilio can call (Twilio 21211); ")
-    assert twilio.asked[0].form["From"] == ["+15550100789"]
-
-
-async def test_command_names_bad_numbers_and_missing_settings() -> None:
-    code, text = await call_command(settings_for(), "12", "x")
-    assert code == 2
-    assert "to must be E.164" in text
-    assert "from must be E.164" in text
-
-    code, text = await call_command(load({}), TO)
-    assert code == 2
-    for name in ("TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN", "PUBLIC_URL", "TWILIO_FROM_NUMBER"):
-        assert name in text
 
 
 @pytest.mark.parametrize("status", [400, 500])

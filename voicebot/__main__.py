@@ -32,6 +32,7 @@ ENV_FILE: Final = Path(".env")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
+    from voicebot import call_command
     from voicebot import calls_command as calls
     from voicebot.simulator import command as simulate
     from voicebot.standins import command as standins
@@ -65,10 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     simulate.add_arguments(simulated)
     simulated.set_defaults(run=simulate.main)
 
-    call = commands.add_parser("call", help="let the bot call a number")
-    call.add_argument("to", metavar="NUMBER", help="E.164, like +15550100123")
-    call.add_argument("--from", dest="from_", metavar="NUMBER", help="TWILIO_FROM_NUMBER if absent")
-    call.set_defaults(run=_call)
+    call_command.add_arguments(
+        commands.add_parser("call", help="let the bot call a number, and watch the call")
+    )
 
     listed = commands.add_parser(
         "calls",
@@ -114,15 +114,6 @@ def _new(args: argparse.Namespace) -> int:
     starter.write_bot(args.name)
     print(starter.report(args.name))
     return 0
-
-
-def _call(args: argparse.Namespace) -> int:
-    from voicebot import telephony
-
-    settings = config.load(env_file=ENV_FILE)
-    status, text = trio.run(telephony.call_command, settings, args.to, args.from_)
-    print(text, file=sys.stderr if status else sys.stdout)
-    return status
 
 
 def _serve(args: argparse.Namespace) -> int:

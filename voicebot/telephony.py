@@ -24,7 +24,7 @@ from twilio.request_validator import RequestValidator  # type: ignore[import-unt
 
 from voicebot.config import Settings
 from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
-from voicebot.outbound import OutboundCall, missing_settings, read_call
+from voicebot.outbound import OutboundCall
 from voicebot.plan import CONNECTING, TROUBLE, Timeouts
 from voicebot.twiml import parting_twiml
 
@@ -346,28 +346,6 @@ def explain(error: ProviderError) -> Refusal:
         hint,
         code=error.code,
     )
-
-
-async def call_command(settings: Settings, to: str, from_: str | None = None) -> tuple[int, str]:
-    """Place a call from the shell.
-
-    Returns:
-        The exit code and the line to print: 0 placed, 1 refused or failed, 2 wrong usage or
-        settings.
-    """
-    if missing := missing_settings(settings, from_given=from_ is not None):
-        return 2, f"cannot call: set {', '.join(missing)}"
-    asked = read_call({"to": to} if from_ is None else {"to": to, "from": from_}, settings)
-    if not isinstance(asked, OutboundCall):
-        return 2, "cannot call: " + "; ".join(f"{name} {text}" for name, text in asked.items())
-    try:
-        async with open_telephony(settings) as telephony:
-            call = await telephony.place_call(asked)
-    except ProviderError as exc:
-        refusal = explain(exc)
-        code = f" (Twilio {refusal.code})" if refusal.code else ""
-        return 1, f"not called: {refusal.message}{code}; {refusal.hint}"
-    return 0, f"{call.status} {call.sid}; it is answered by the server at {settings.public_url}"
 
 
 # --- Signatures -----------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import trio
 
 from tests.e2e.running import Server, open_server, recorded
 from tests.e2e.test_real_call import environment
-from voicebot import Bot, Call, service
+from voicebot import Bot, Call, call_command, service
+from voicebot.config import load
 from voicebot.record import CallSummary, TurnRecord
 from voicebot.simulator import Script, Utterance
 from voicebot.simulator.telephone import Person, PhoneCall, Telephone
@@ -213,3 +214,26 @@ async def test_a_live_call_is_given_to_somebody_by_the_api() -> None:
         await call.over.wait()
     assert [one.to for one in call.dialled] == [COLLEAGUE]
     assert call.recording.ended.by == "twilio"
+
+
+async def test_the_command_shows_what_is_said() -> None:
+    shown: list[str] = []
+    async with world(["Nice to meet you."], Person((says(),))) as here:
+        fields = {"to": TO, "metadata": {"name": "Ada"}}
+        done = await call_command.call(
+            here.server.settings, fields, here.server.url, True, shown.append
+        )
+    assert done == (0, "")
+    [first, *rest] = shown
+    assert first.startswith("queued CA")
+    assert rest[-1] == "completed"
+    talk = [line for line in rest if line.startswith("  ")]
+    assert talk == ["  bot: Hello.", "  caller: hello", "  bot: Nice to meet you."]
+
+
+async def test_the_command_says_what_the_server_refuses() -> None:
+    async with world([]) as here:
+        settings = load({**environment(here.standins), "VOICEBOT_API_KEY": "another"})
+        done = await call_command.call(settings, {"to": TO}, here.server.url, True, print)
+    assert done[0] == 1
+    assert "VOICEBOT_API_KEY" in done[1]
