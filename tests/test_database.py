@@ -172,8 +172,7 @@ def test_two_processes_writing_the_same_calls_at_once_lose_nothing(
         thread.start()
     for thread in threads:
         thread.join(30)
-
-    assert failures == []
+    return failures
     assert [len(r.turns) for r in open_one().every()] == [40] * 5
 
 
@@ -369,23 +368,31 @@ def test_the_head_that_the_program_names_is_the_head_there_is() -> None:
 
 
 def test_many_may_open_a_new_database_at_once(database_url: str) -> None:
-    failures: list[Exception] = []
-    start = threading.Barrier(8)
+    assert opened_at_once([database_url] * 8) == []
 
-    def open_it() -> None:
+
+def test_one_process_may_open_many_new_databases_at_once(tmp_path: Path) -> None:
+    assert opened_at_once([f"sqlite:///{tmp_path}/{n}.db" for n in range(8)]) == []
+
+
+def opened_at_once(urls: Sequence[str]) -> list[Exception]:
+    """Open databases, each in a thread; return what went wrong."""
+    failures: list[Exception] = []
+    start = threading.Barrier(len(urls))
+
+    def open_it(url: str) -> None:
         start.wait(10)
         try:
-            open_database(database_url).engine.dispose()
+            open_database(url).engine.dispose()
         except Exception as exc:
             failures.append(exc)
 
-    threads = [threading.Thread(target=open_it) for _ in range(8)]
+    threads = [threading.Thread(target=open_it, args=[url]) for url in urls]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-
-    assert failures == []
+    return failures
 
 
 def test_a_database_of_a_newer_program_is_refused(database_url: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -306,6 +307,10 @@ def check(engine: Engine) -> None:
         )
 
 
+# Alembic keeps which upgrade is under way in its module, so in one process there can be one.
+_one_upgrade: Final = threading.Lock()
+
+
 def upgrade(engine: Engine, to: str = "head") -> None:
     """Bring the tables up to date, in one transaction; several may try at once.
 
@@ -322,7 +327,7 @@ def upgrade(engine: Engine, to: str = "head") -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     try:
-        with engine.begin() as connection:
+        with _one_upgrade, engine.begin() as connection:
             if engine.dialect.name == "postgresql":
                 # A large table takes longer than any other statement may.
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
