@@ -20,6 +20,7 @@ from voicebot.brain.rules import Rules, no_model
 from voicebot.call import BUILT_IN, Call, render, variables_in
 from voicebot.config import E164, Settings
 from voicebot.errors import ConfigError
+from voicebot.keypad import Entry
 from voicebot.patience import Endpointing
 from voicebot.plan import CallPlan, Timeouts
 from voicebot.ports import Chat, Tool
@@ -40,7 +41,7 @@ _GROUPS: Final = {"endpointing": Endpointing, "interruption": Interruption, "tim
 _OF_SETTINGS: Final = ("prompt", "greeting", "language", "context_tokens", *_GROUPS)
 _OF_PLAN: Final = (
     *("apology", "trouble", "farewell", "goodbye", "transferring", "warning", "time_up", *_LISTS),
-    *("may_hang_up", "may_send_digits", "people"),
+    *("may_hang_up", "may_send_digits", "may_ask_for_keys", "keys", "people"),
 )
 _HOOKS: Final = {
     "on_call_start": ("call",),
@@ -66,6 +67,9 @@ class Bot:
     greeting, which waits 1.5 s for it; `on_turn(call, turn)` behind each turn;
     `on_call_end(call, summary)` once the call is over. What goes wrong in them is logged and
     counted, and the call goes on.
+
+    `keys` says when keys that the caller presses are an entry, which the model is told as
+    `[pressed 12]`; with `may_ask_for_keys` it may ask for others, also for secret ones.
 
     `people` are those whom the model may put callers through to: E.164 by name.
 
@@ -99,6 +103,8 @@ class Bot:
     people: Mapping[str, str] | None = None
     may_hang_up: bool | None = None
     may_send_digits: bool | None = None
+    may_ask_for_keys: bool | None = None
+    keys: Entry | None = None
     context_tokens: int | None = None
     endpointing: Endpointing | None = None
     interruption: Interruption | None = None
@@ -183,6 +189,8 @@ def _wrong_types(bot: Bot) -> list[str]:
             f"Bot: there is no voice {bot.voice!r}: piper, espeak, or a model of Deepgram like "
             "aura-2-thalia-en"
         )
+    if not isinstance(bot.keys, Entry | None):
+        problems.append("Bot: keys must be a voicebot.keypad.Entry, like Entry(length=1)")
     if bot.brain is not None and not callable(getattr(bot.brain, "open_reply", None)):
         problems.append("Bot: brain must be a Chat, like voicebot.brain.rules.Rules")
     people: Any = bot.people  # whatever the file says

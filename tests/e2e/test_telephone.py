@@ -22,6 +22,7 @@ from voicebot.standins import Standins, open_standins
 from voicebot.standins.groq import Reply, ToolCall
 from voicebot.testing.telephone import open_telephone
 
+#: COLLEAGUE is who the example bots put callers through to.
 TO, COLLEAGUE = "+15550100199", "+15550100177"
 KEY = {"Authorization": "Bearer a-key"}
 PUTTING = Reply(
@@ -63,6 +64,8 @@ async def world(
     with trio.fail_after(60):
         async with open_standins(texts=tuple(texts), replies=list(replies)) as standins:
             environ = {**environment(standins), "VOICEBOT_TRANSFER_TO": COLLEAGUE, **more}
+            if bot is not None:
+                environ = {name: value for name, value in environ.items() if "GROQ" not in name}
             at = dict(zip((TO, COLLEAGUE), people, strict=False))
             async with (
                 open_server(environ, partial(service.open_service, bot=bot)) as server,
