@@ -21,13 +21,14 @@ from tests.fakes import (
     ports,
     read_back,
 )
-from voicebot import twilio
+from voicebot import nursery, twilio
 from voicebot.audio import PCM16
 from voicebot.errors import ProviderError, SocketClosed
 from voicebot.nursery import run_call
 from voicebot.plan import CallPlan, Timeouts
 from voicebot.ports import Final, Partial, ToolCall, UtteranceEnd
 from voicebot.record import CallSummary, Moment, Outcome
+from voicebot.reply import Reply
 from voicebot.testing import At, Network, Script, caller_says, hold, toy_ports
 from voicebot.turns import Interruption
 
@@ -1130,3 +1131,28 @@ async def test_a_ducked_interruption_is_silenced_when_it_was_ducked(
     assert barge_in.silenced == pytest.approx(socket.times(twilio.SendClear)[0], abs=0.002)
     assert barge_in.meant is True
     assert barge_in.resumed is None  # it went on, but not because it was known to be noise
+
+
+async def test_a_turn_that_ends_before_the_reply_to_the_last_has_begun_to_speak_is_the_next(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words, and the end of them, in the step in which the reply becomes a turn."""
+
+    class Call(nursery._Call):
+        def _begin(self, reply: Reply) -> None:
+            super()._begin(reply)
+            if reply.record.number == 0:
+                words = Final("no two", end_of_turn=True)
+                self._obey(self._turns.transcript(words, trio.current_time()))
+
+    monkeypatch.setattr(nursery, "_Call", Call)
+    ear, chat = FakeEar([]), FakeChat(["Never.", "Two."])
+    ear.push(Final("one", end_of_turn=True))
+
+    call = ports(ear, chat, endpointing="provider")
+    summary = await run_call(FakeTwilio(stop_at=5.0), call, plan())
+
+    first, second = summary.turns
+    assert (first.caller, first.heard, first.interrupted) == ("one", "", True)
+    assert (second.caller, second.heard) == ("no two", "Two.")
+    assert chat.requests[-1][-1].content == "one no two"

@@ -74,6 +74,11 @@ class Floor:
             await self._decided.wait()
         return self._verdict
 
+    @property
+    def kept(self) -> bool:
+        """Whether an interruption waits for the next to speak."""
+        return self._kept
+
     def given(self) -> None:
         """Forget an interruption that nobody met: the floor is the bot's again."""
         self._kept = False

@@ -439,7 +439,7 @@ class _Call:
         """Make keys that are an entry the caller's turn."""
         if entry is not None:
             self._settle_guess(right=False)
-            self._floor.given()
+            self._give_floor()
             self._note("end_of_turn")
             self._inbox.append(entry)
         self._called.ring()  # whoever keeps company looks again
@@ -491,7 +491,7 @@ class _Call:
                     self._settle_guess(right=False)
                 case EndOfTurn(text):
                     self._keypad.spoken()
-                    self._floor.given()
+                    self._give_floor()
                     self._note("end_of_turn")
                     guessed = self._guess is not None and words_of(self._guess.text)
                     if not self._settle_guess(right=guessed == words_of(text)):
@@ -503,6 +503,15 @@ class _Call:
                     self._called.ring()
                 case _ as unreachable:
                     assert_never(unreachable)
+
+    def _give_floor(self) -> None:
+        """Let the bot speak again, but for the reply that an interruption was meant for.
+
+        One that has not begun to speak would meet it only when it does: behind this turn.
+        """
+        if self._floor.kept and self._reply is not None:
+            self._reply.abandoned = True
+        self._floor.given()
 
     def _settle_guess(self, *, right: bool) -> bool:
         """Say what became of the guess, if there is one; return whether its reply is a turn now.
@@ -804,7 +813,7 @@ class _Call:
         the clear come after the last media.
         """
         position, n = 0, 0
-        while True:
+        while not reply.abandoned:
             epoch = Epoch(reply.record.number, n)
             self._ledger.open(epoch, position)
             with trio.CancelScope() as speak, self._floor.held(speak):
@@ -833,6 +842,7 @@ class _Call:
             position = reply.reel.word_edge(reply.heard)
             self._note("resumed", from_ms=position // audio.BYTES_PER_MS)
             self._journal.count("resumes")
+        return False
 
     async def _end_epoch(self, *, clear: bool) -> Cut:
         """End the open epoch; return when everything of it, and the clear, is written."""

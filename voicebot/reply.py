@@ -43,6 +43,7 @@ class Reply:
     record: TurnRecord
     guess: OpenGuess | None = None  # what it answers, if that is not certain
     aside: bool = False  # it is said beside the conversation: in no history
+    abandoned: bool = False  # the caller had the next turn before it could begin to speak
     begun: bool = False  # it is a turn: from now on it may be heard, and is on record
     reel: Reel = field(default_factory=Reel)
     moved: Bell = field(default_factory=Bell)  # the reel has grown, or was spoken further
