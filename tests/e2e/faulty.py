@@ -195,7 +195,9 @@ class Case:
     def outcomes(self) -> set[Outcome]:
         """How the call may end."""
         if self.where == "listen" and self.fails and not self.retryable:
-            return {Outcome.NO_RECOGNITION}  # there is no other recogniser
+            # There is no other recogniser. One that had worked is opened once more.
+            worked = self.phase not in ("at boot", "at the start") and not self.standing
+            return {Outcome.NO_RECOGNITION} | ({Outcome.HUNG_UP} if worked else set())
         if not (self.standing and self.fails):
             return {Outcome.HUNG_UP}
         return {
