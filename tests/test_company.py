@@ -161,6 +161,11 @@ async def test_a_call_that_gets_too_long_is_warned_and_ended_with_a_goodbye(
     assert summary.outcome is Outcome.TOO_LONG
 
 
+async def test_a_call_shorter_than_its_warning_is_not_warned(autojump_clock: Clock) -> None:
+    summary = await call(timeouts=Timeouts(call_s=5.0, warning_s=8.0, idle_s=0))
+    assert [text for _, text in said(summary)] == ["Over."]
+
+
 async def test_the_warning_waits_until_nobody_speaks(autojump_clock: Clock) -> None:
     text = "One two three four five six seven eight nine ten eleven twelve thirteen fourteen."
     chat = FakeChat([text])

@@ -620,8 +620,10 @@ class _Call:
     async def watch_clock(self) -> None:
         """Warn the caller that the call gets too long, and end it with a goodbye."""
         timeouts = self._plan.timeouts
-        if timeouts.warning_s:
-            await trio.sleep_until(self.began + timeouts.call_s - timeouts.warning_s)
+        warning_at = self.began + timeouts.call_s - timeouts.warning_s
+        # A call that comes back behind that moment was warned, or was away when it was due.
+        if timeouts.warning_s and warning_at >= trio.current_time():
+            await trio.sleep_until(warning_at)
             self._company.warn()
             self._called.ring()
         await trio.sleep_until(self.began + timeouts.call_s)

@@ -135,7 +135,7 @@ TURNS = 6
 BAD_LISTEN = ("reset", "stall", "503", "malformed-json")
 BAD_CHAT = ("hang-first-byte", "stall-mid-answer", "503", "reset-mid-answer")
 BAD_SPEAK = ("hang-first-byte", "stall", "503", "truncated")
-AT_LEAST_S = 0.25  # what may be added however quick an answer is alone: other work on two cores
+AT_LEAST_S = 0.5  # what may be added however quick an answer is alone: other work on two cores
 
 
 def healthy_caller() -> Script:

@@ -650,7 +650,8 @@ KINDS = [
         (Outcome.TOO_LONG,),
         greeting=STORY,
         lasts_s=0.8,
-        settings={"VOICEBOT_TIMEOUTS__CALL_S": "0.8"},
+        # Without the time for a goodbye, which is spoken as long as anybody likes.
+        settings={"VOICEBOT_TIMEOUTS__CALL_S": "0.8", "VOICEBOT_TIMEOUTS__PARTING_S": "0"},
     ),
     # The providers.
     Kind(
