@@ -1,6 +1,7 @@
 """A menu by keys: opening hours, a balance behind a secret PIN, and a person.
 
     voicebot serve --bot examples/menu.py
+    voicebot simulate --bot examples/menu.py CALLER.wav --digits 2 --digits 8046
 
 Whoever presses a key silences the bot at once. The PIN reaches the tool that checks it; the model
 and the records have a placeholder. Callers may also just say what they want.

@@ -109,6 +109,7 @@ bot = Bot(
         when(r"", remember_day),
         when(r"\bat (?P<hour>\d\d?)(?P<minutes>:\d\d)?\b(?: (?P<half>[ap]m))?", take),
         when(r"\b(?P<hour>\d\d?)(?P<minutes>:\d\d)? (?P<half>o'clock|[ap]m)\b", take),
+        when(r"^(?P<hour>\d\d?)(?P<minutes>:\d\d)?(?P<half>) ?(please)?$", take),
         when(rf"\b(yes|free|appointment|book|today|tomorrow|{'|'.join(WEEKDAYS).lower()})\b", look),
         when(r"\b(bye|goodbye|no|thanks)\b", use("hang_up", say="Goodbye.")),
         otherwise="I can say what is free tomorrow, or book, for example at 11.",

@@ -65,7 +65,7 @@ def test_each_is_a_bot_file_with_rules_and_a_prompt(name: str) -> None:
 
 
 def test_an_hour_is_booked_once() -> None:
-    script = Script((caller_says("what is free"), caller_says("at 10 please")))
+    script = Script((caller_says("what is free"), caller_says("ten please")))
 
     first, second = hold_bot(reception.bot, script), hold_bot(reception.bot, script)
 
@@ -106,6 +106,7 @@ def test_the_day_that_was_spoken_of_is_booked() -> None:
         ("at 7 please", "We are open from 9 to 17."),
         ("11 pm", "We are open from 9 to 17."),
         ("at half past ten", "I can say what is free tomorrow, or book, for example at 11."),
+        ("6:30 please", "We begin at the full hour. Which hour would you like?"),
         ("at 10:30", "We begin at the full hour. Which hour would you like?"),
     ],
 )
