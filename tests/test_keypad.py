@@ -18,8 +18,9 @@ from tests.fakes import FakeChat, FakeEar, FakeTwilio, plan, ports
 from voicebot import twilio
 from voicebot.keypad import MOST, WAIT_S, Entry, Keypad, read_entry
 from voicebot.nursery import run_call
+from voicebot.patience import Endpointing
 from voicebot.plan import Timeouts
-from voicebot.ports import Tool, ToolCall
+from voicebot.ports import Final, LikelyEnd, Partial, Tool, ToolCall
 from voicebot.record import CallSummary, Outcome
 
 Clock = trio.testing.MockClock
@@ -253,3 +254,29 @@ async def test_a_bot_that_gives_up_takes_no_keys(autojump_clock: Clock) -> None:
     )
     assert chat.requests == []
     assert (summary.turns[-1].heard, summary.outcome) == (STORY, Outcome.TOO_LONG)
+
+
+async def test_a_key_over_a_guess_is_answered_with_the_words_that_were_guessed(
+    autojump_clock: Clock,
+) -> None:
+    ear, chat = FakeEar([]), FakeChat(["Never.", "Yes.", "Yes."], first=1.0)
+    socket = FakeTwilio(stop_at=9.0, scripted=[(1.5, twilio.Dtmf("1"))])
+
+    async def talk() -> None:
+        await trio.sleep(1.0)
+        ear.push(Partial("hello there"))
+        ear.push(LikelyEnd("hello there"))
+        await trio.sleep(0.7)
+        ear.push(Final("hello there", end_of_turn=True))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk)
+        patient = Endpointing(guesses=2)
+        parts = ports(ear, chat, endpointing="provider")
+        summary = await run_call(socket, parts, plan(endpointing=patient))
+
+    assert summary.counts["guesses"] == 1
+    said = [turn.caller for turn in summary.turns]
+    assert said == ["hello there", "[pressed 1]"]
+    assert chat.requests[-1][-1].content.endswith("[pressed 1]")
+    assert summary.turns[-1].heard == "Yes."

@@ -91,6 +91,7 @@ class CallPlan:
     people: Mapping[str, str] = field(default_factory=dict)  # E.164 by name: who takes callers
     keys: Entry = field(default_factory=Entry)  # that callers press, unless asked otherwise
     may_ask_for_keys: bool = False  # only bots that want PINs or card numbers have a use for it
+    may_wait: bool = True  # whether the model may give the caller time, where `idle_s` is set
     may_send_digits: bool = False  # only who talks to machines has a use for it
     context_tokens: int = CONTEXT_TOKENS  # what the model is shown may cost; see `context.py`
     pacing: Pacing = field(default_factory=Pacing)
