@@ -223,6 +223,33 @@ async def test_a_secret_reaches_the_tool_and_nobody_else(
     assert "<keys-1>" in told
 
 
+@pytest.mark.parametrize("raises", [False, True])
+async def test_a_tool_that_repeats_a_secret_tells_nobody(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture, raises: bool
+) -> None:
+    async def check(arguments: Mapping[str, Any]) -> str:
+        text = f"there is no account {arguments['pin']}"
+        if raises:
+            raise ValueError(text)
+        return text
+
+    ask = ToolCall("x", "expect_keys", '{"secret": true, "length": 4}')
+    use = ToolCall("y", "check", '{"pin": "<keys-1>"}')
+    with caplog.at_level(logging.DEBUG):
+        summary, _, chat = await call(
+            [(5.0 + index / 2, key) for index, key in enumerate("8046")],
+            [[ask], "Your PIN, please.", [use], "Sorry."],
+            voice=[(1.0, 2.0)],
+            says=["hello"],
+            tools=[Tool("check", "Check a PIN.", {"type": "object"}, check)],
+            may_ask_for_keys=True,
+        )
+    told = json.dumps(summary.as_json()) + str(chat.requests) + caplog.text
+    assert "no account <keys-1>" in told
+    assert "8046" not in told
+    assert ("tool_failed" in caplog.text) == raises
+
+
 async def test_what_a_model_asks_wrongly_it_is_told(autojump_clock: Clock) -> None:
     ask = ToolCall("x", "expect_keys", '{"length": "four"}')
     _, _, chat = await call(

@@ -889,8 +889,12 @@ class _Call:
         except Exception as exc:  # a tool's failure is news for the model, not for the call
             result = f"failed: {exc}"
             self._journal.count("tool_failures")
-            _log.warning("tool_failed", exc_info=True, extra={"tool": name})
+            # A traceback has the text of the error, and that may have the secret in it.
+            trace = None if self._keypad.has_secrets else exc
+            extra = {"tool": name, "error": type(exc).__name__}
+            _log.warning("tool_failed", exc_info=trace, extra=extra)
         finally:
+            result = self._keypad.hide(result)
             record.ended, record.result = self._note("tool_done", name=name), result
             self._toolbox.finished(job, result)
             for call_id in job.calls:

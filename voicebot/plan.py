@@ -28,7 +28,7 @@ class Timeouts:
     """
 
     media_s: float = 5.0  # no audio of the caller: the stream is dead, whatever TCP says
-    call_s: float = 3_600.0  # a call this long is a forgotten handset; Twilio's own limit is 4 h
+    call_s: float = 3_600.0  # a call this long is a forgotten handset
     warning_s: float = 60.0  # before that the caller is warned: time for what matters; 0: never
     parting_s: float = 15.0  # after it, to say goodbye; then the line is cut in mid-word
 
