@@ -27,12 +27,13 @@ def balance(pin: str, *, call: Call) -> str:
     Args:
         pin: the placeholder that stands for the keys, like <keys-1>
     """
-    call.state["tries"] = call.state.get("tries", 0) + 1
-    if call.state["tries"] > TRIES:
+    wrong = call.state.get("wrong", 0)
+    if wrong == TRIES:
         return "That was wrong too often. Press 0 for a person."
     for known, amount in ACCOUNTS.items():
         if hmac.compare_digest(known, pin):
             return f"You have {amount}."
+    call.state["wrong"] = wrong + 1
     return "That PIN is not right. Press 2 to try again."
 
 

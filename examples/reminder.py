@@ -25,21 +25,21 @@ def note(call: Call, answer: str) -> None:
         file.write(line + "\n")
 
 
-@tool
+@tool(idempotent=False)
 def confirm(*, call: Call) -> str:
     """Note that they will come."""
     note(call, "comes")
     return "Good. We look forward to seeing you."
 
 
-@tool
+@tool(idempotent=False)
 def cancel(*, call: Call) -> str:
     """Note that they will not come, after they have said so clearly."""
     note(call, "does not come")
     return "I have taken it out. Call us for a new one."
 
 
-@tool
+@tool(idempotent=False)
 def ask_to_be_called(*, call: Call) -> str:
     """Note that they want another time and somebody is to call them."""
     note(call, "wants another time")
@@ -55,9 +55,11 @@ bot = Bot(
     tools=[confirm, cancel, ask_to_be_called],
     reprompts=["Hello? Can you come to your appointment?"],
     brain=Rules(
-        when(r"\b(another|move|later|change)\b", use("ask_to_be_called")),
-        when(r"\b(cancel|cannot|can not|no)\b", use("cancel")),
-        when(r"\b(yes|sure|of course|i can)\b", use("confirm")),
+        when(r"\b(another|different|move|later|change)\b", use("ask_to_be_called")),
+        when(r"\b(not sure|maybe|don't know)\b", "Please say yes, no, or another time."),
+        when(r"\b(no problem|why not)\b", use("confirm")),
+        when(r"\b(cancel|cannot|no|not|never)\b|n't\b", use("cancel")),  # ahead of "i can"
+        when(r"\b(yes|yeah|sure|of course|i can|i will)\b", use("confirm")),
         when(r"\b(bye|goodbye|thanks|thank)\b", use("hang_up", say="Goodbye.")),
         otherwise="Can you come to your appointment? Please say yes or no.",
     ),

@@ -17,8 +17,10 @@ from voicebot import Bot, Call, tool
 from voicebot.brain.rules import Rules, Said, Use, use, when
 
 UNHAPPY: Final = 5  # of ten, and below
+FIRST: Final = "How happy were you with your stay, from one to ten?"
 QUESTIONS: Final = ("What should we do better?", "Would you come again?")
 MANAGER: Final = "the manager"
+UNHEARD: Final = frozenset({"what", "what was that", "sorry", "pardon", "repeat", "again please"})
 
 
 @tool(idempotent=False)
@@ -41,6 +43,8 @@ def save(rating: int, better: str, again: str, *, call: Call) -> str:
 def ask(said: Said) -> str | Use:
     """Take the next answer; the conversation so far has filled the state."""
     answers: list[str] = said.state.setdefault("answers", [])
+    if said.words in UNHEARD:
+        return (FIRST, *QUESTIONS)[len(answers)]
     if not answers:
         rating = re.search(r"\b(10|[1-9])\b", said.words)
         if rating is None:
@@ -59,8 +63,17 @@ def after(said: Said) -> str | Use | None:
     answers = said.state.get("answers", [])
     if len(answers) < 3:
         return None
-    if int(answers[0]) <= UNHAPPY and re.search(r"\b(yes|please|sure)\b", said.words):
-        return use("transfer", {"to": MANAGER}, say="I am putting you through.")
+    if (
+        int(answers[0]) <= UNHAPPY
+        and re.search(r"\b(yes|please|sure)\b", said.words)
+        and not re.search(r"\b(no|not)\b|n't\b", said.words)
+    ):
+        return use(
+            "transfer",
+            {"to": MANAGER, "summary": f"A guest was {answers[0]} of 10 happy: {answers[1]}"},
+            say="I am putting you through.",
+            then="I am sorry, nobody is free. Shall I try again?",
+        )
     return use("hang_up", say="Thank you for your time. Goodbye.")
 
 
@@ -68,7 +81,7 @@ bot = Bot(
     prompt="You ask guests of a hotel three questions: how happy they were from 1 to 10, what "
     "should be better, and whether they would come again. Save the answers. Offer those who "
     f"were unhappy to talk to {MANAGER}, and transfer them if they want it. Be brief.",
-    greeting="Hello, this is your hotel. How happy were you with your stay, from one to ten?",
+    greeting=f"Hello, this is your hotel. {FIRST}",
     tools=[save],
     people={MANAGER: "+15550100177"},
     brain=Rules(when(r"", after), when(r"", ask)),

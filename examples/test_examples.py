@@ -14,18 +14,21 @@ import pytest
 
 from examples import menu, reception, reminder, survey
 from voicebot import Call
+from voicebot.botfile import load_bot
+from voicebot.brain.booking import WEEKDAYS
+from voicebot.ports import ToolCall
 from voicebot.record import Outcome
 from voicebot.testing import (
     HeldCall,
     InterruptAfter,
+    Reply,
     Script,
+    ScriptedChat,
     Utterance,
     WhenSilent,
     caller_says,
     hold_bot,
 )
-
-TOMORROW = date.today() + timedelta(days=1)
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +50,17 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def tomorrow() -> date:
+    return date.today() + timedelta(days=1)
+
+
+@pytest.mark.parametrize("name", ["menu", "reception", "reminder", "survey"])
+def test_each_is_a_bot_file_with_rules_and_a_prompt(name: str) -> None:
+    bot = load_bot(str(Path(__file__).with_name(f"{name}.py")))
+    assert bot.brain
+    assert bot.prompt
+
+
 # Reception.
 
 
@@ -55,7 +69,7 @@ def test_an_hour_is_booked_once() -> None:
 
     first, second = hold_bot(reception.bot, script), hold_bot(reception.bot, script)
 
-    day = f"{TOMORROW:%A}"
+    day = f"{tomorrow():%A}"
     assert heard(first)[1] == f"On {day} there is 9 o'clock, 10 o'clock, 11 o'clock."
     assert heard(first)[2] == f"You are booked for {day} at 10 o'clock."
     assert heard(second)[1:] == [
@@ -77,9 +91,38 @@ def test_a_caller_who_talks_over_the_list_is_booked_all_the_same() -> None:
     assert call.verdict.passed
 
 
-def test_nobody_is_booked_for_the_night() -> None:
-    call = hold_bot(reception.bot, Script((caller_says("at 3 please"),)))
-    assert heard(call)[1] == "We are open from 9 to 17."
+def test_the_day_that_was_spoken_of_is_booked() -> None:
+    day = WEEKDAYS[(tomorrow() + timedelta(days=2)).weekday()]
+    script = Script((caller_says(f"is there anything on {day}"), caller_says("at three then")))
+
+    call = hold_bot(reception.bot, script)
+
+    assert heard(call)[2] == f"You are booked for {day} at 15 o'clock."
+
+
+@pytest.mark.parametrize(
+    "said, answer",
+    [
+        ("at 7 please", "We are open from 9 to 17."),
+        ("11 pm", "We are open from 9 to 17."),
+        ("at half past ten", "I can say what is free tomorrow, or book, for example at 11."),
+        ("at 10:30", "We begin at the full hour. Which hour would you like?"),
+    ],
+)
+def test_nothing_is_booked_that_there_is_not(said: str, answer: str) -> None:
+    call = hold_bot(reception.bot, Script((caller_says(said),)))
+    assert heard(call)[1] == answer
+    with reception.bookings() as db:
+        assert db.execute("SELECT * FROM bookings").fetchall() == []
+
+
+def test_a_model_that_gets_the_day_wrong_is_told() -> None:
+    past = ToolCall("1", "book", '{"hour": 10, "day": "2020-01-02"}')
+    model = ScriptedChat([Reply("", (past,)), "Which day was that?"])
+
+    call = hold_bot(reception.bot, Script((caller_says("at 10"),)), chat=model)
+
+    assert [tool.result for tool in call.summary.turns[1].tools] == ["That time is over."]
 
 
 # Reminder.
@@ -87,7 +130,14 @@ def test_nobody_is_booked_for_the_night() -> None:
 
 @pytest.mark.parametrize(
     "said, noted",
-    [("yes", "comes"), ("no", "does not come"), ("another day", "wants another time")],
+    [
+        ("yes", "comes"),
+        ("no problem i will be there", "comes"),
+        ("no", "does not come"),
+        ("i can't come", "does not come"),
+        ("i don't think i can", "does not come"),
+        ("another day", "wants another time"),
+    ],
 )
 def test_what_somebody_answers_is_noted(said: str, noted: str, tmp_path: Path) -> None:
     call = Call("CA1", "outbound", metadata={"name": "Ada", "when": "tomorrow at ten"})
@@ -99,6 +149,22 @@ def test_what_somebody_answers_is_noted(said: str, noted: str, tmp_path: Path) -
     [line] = lines(tmp_path / "reminders.jsonl")
     assert line == {"call": "CA1", "name": "Ada", "answer": noted}
     assert held.summary.outcome is Outcome.BOT_HUNG_UP
+
+
+def test_who_does_not_know_yet_is_asked_again(tmp_path: Path) -> None:
+    held = hold_bot(reminder.bot, Script((caller_says("i am not sure"),)))
+    assert heard(held)[1] == "Please say yes, no, or another time."
+    assert not (tmp_path / "reminders.jsonl").exists()
+
+
+def test_an_answer_over_the_greeting_is_noted_once(tmp_path: Path) -> None:
+    late = caller_says("yes i can", InterruptAfter(900))
+
+    held = hold_bot(reminder.bot, Script((late,)))
+
+    assert held.summary.turns[0].interrupted
+    assert [line["answer"] for line in lines(tmp_path / "reminders.jsonl")] == ["comes"]
+    assert held.verdict.passed
 
 
 # Menu.
@@ -121,6 +187,12 @@ def test_a_secret_pin_opens_the_account_and_is_nowhere() -> None:
         "You have twelve euros and thirty cents.",
     ]
     assert "8046" not in json.dumps(call.summary.as_json())
+
+
+def test_a_known_caller_may_ask_as_often_as_they_like() -> None:
+    script = Script(tuple(key for _ in range(5) for key in (keys("2"), keys("8046"))))
+    call = hold_bot(menu.bot, script)
+    assert heard(call).count("You have twelve euros and thirty cents.") == 5
 
 
 def test_guessing_a_pin_ends_after_some_tries() -> None:
@@ -152,6 +224,30 @@ def test_three_answers_are_saved(tmp_path: Path) -> None:
     [row] = lines(tmp_path / "survey.jsonl")
     assert (row["rating"], row["better"], row["again"]) == (9, "nothing at all", "yes")
     assert call.summary.outcome is Outcome.BOT_HUNG_UP
+
+
+def test_an_answer_over_the_question_counts_and_a_question_is_said_again(tmp_path: Path) -> None:
+    script = Script(
+        (
+            caller_says("7", InterruptAfter(2_000)),
+            caller_says("pardon"),
+            caller_says("the beds", InterruptAfter(300)),
+            caller_says("sure"),
+        )
+    )
+
+    call = hold_bot(survey.bot, script)
+
+    assert [turn.interrupted for turn in call.summary.turns][:3] == [True, False, True]
+    assert heard(call)[1] == survey.QUESTIONS[0]
+    [row] = lines(tmp_path / "survey.jsonl")
+    assert (row["rating"], row["better"], row["again"]) == (7, "the beds", "sure")
+    assert call.verdict.passed
+
+
+def test_who_is_unhappy_and_wants_nobody_is_let_go() -> None:
+    script = Script(tuple(map(caller_says, ("2", "the breakfast", "no", "no please don't"))))
+    assert hold_bot(survey.bot, script).summary.outcome is Outcome.BOT_HUNG_UP
 
 
 def test_who_is_unhappy_is_put_through_to_the_manager(tmp_path: Path) -> None:
