@@ -13,6 +13,7 @@ from tests.fakes import FakeChat, FakeEar, FakeTwilio, FakeVoice, plan, ports
 from tests.test_failing import canned
 from voicebot.nursery import run_call
 from voicebot.plan import Timeouts
+from voicebot.ports import ToolCall
 from voicebot.record import CallSummary, Outcome
 
 Clock = trio.testing.MockClock
@@ -203,3 +204,40 @@ async def test_a_voice_that_is_down_is_not_asked_to_bridge(autojump_clock: Clock
     call = ports(ear, voice=Down(), canned=KNOWN)
     summary = await run_call(socket, call, plan(timeouts=TIMES, **TEXTS))
     assert summary.outcome is Outcome.HUNG_UP
+
+
+# Time that the caller asks for.
+
+
+async def asking_for_time(arguments: str) -> CallSummary:
+    wait = ToolCall("x", "wait_for_caller", arguments)
+    chat = FakeChat([[wait], "Take your time.", "Thanks."])
+    return await call([(1.0, 2.0)], ["hold on", "got it"], chat=chat, stop_at=40.0)
+
+
+@pytest.mark.parametrize(
+    "arguments, until", [("{}", 62.0), ('{"seconds": 20}', 22.7), ('{"seconds": 1e9}', 302.0)]
+)
+async def test_a_caller_who_asks_for_time_has_it(
+    autojump_clock: Clock, arguments: str, until: float
+) -> None:
+    summary = await asking_for_time(arguments)
+    reprompts = [moment.at for moment in summary.timeline if moment.what == "reprompt"]
+    if until > 40.0:
+        assert reprompts == []
+    else:
+        assert reprompts[0] == pytest.approx(until, abs=0.3)
+
+
+async def test_time_that_is_no_number_is_not_given(autojump_clock: Clock) -> None:
+    summary = await asking_for_time('{"seconds": "long"}')
+    assert summary.turns[0].tools[0].result == "seconds must be a number"
+    assert "There?" in [turn.heard for turn in summary.turns]
+
+
+async def test_who_is_back_is_asked_as_soon_as_anybody(autojump_clock: Clock) -> None:
+    wait = ToolCall("x", "wait_for_caller", "{}")
+    chat = FakeChat([[wait], "Take your time.", "Thanks."])
+    voice = [(1.0, 2.0), (10.0, 11.0)]
+    summary = await call(voice, ["hold on", "got it"], chat=chat, stop_at=19.0)
+    assert [turn.heard for turn in summary.turns] == ["Take your time.", "Thanks.", "There?"]

@@ -130,13 +130,35 @@ def test_results_become_partial_and_final() -> None:
 def test_final_words_that_come_again_are_heard_once() -> None:
     first = results("what time", is_final=True)
     second = results("is it", start=1.0, is_final=True, speech_final=True)
-    assert hear(first, first, second, first, second, results("thanks", start=2.0)) == [
+    interim = results("is", start=1.0)
+    assert hear(first, first, second, first, second, interim, results("thanks", start=2.0)) == [
         Final("what time"),
-        Skipped("repeated_results"),
+        Skipped("old_results"),
         Final("is it", end_of_turn=True),
-        Skipped("repeated_results"),
-        Skipped("repeated_results"),
+        Skipped("old_results"),
+        Skipped("old_results"),
+        Skipped("old_results"),
         Partial("thanks"),
+    ]
+
+
+def test_old_words_open_no_turn() -> None:
+    final = results("what time", is_final=True, speech_final=True)
+    assert hear(final, results("what"), final, utterance_end(0.9)) == [
+        Final("what time", end_of_turn=True),
+        Skipped("old_results"),
+        Skipped("old_results"),
+        Skipped("stale_utterance_end"),
+    ]
+
+
+def test_an_end_that_comes_with_words_that_were_there_is_still_an_end() -> None:
+    final = results("what time", is_final=True)
+    ended = results("what time", is_final=True, speech_final=True)
+    assert hear(final, ended, ended) == [
+        Final("what time"),
+        Final("", end_of_turn=True),
+        Skipped("old_results"),
     ]
 
 

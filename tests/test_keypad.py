@@ -18,8 +18,9 @@ from tests.fakes import FakeChat, FakeEar, FakeTwilio, plan, ports
 from voicebot import twilio
 from voicebot.keypad import MOST, WAIT_S, Entry, Keypad, read_entry
 from voicebot.nursery import run_call
+from voicebot.patience import Endpointing
 from voicebot.plan import Timeouts
-from voicebot.ports import Tool, ToolCall
+from voicebot.ports import Final, LikelyEnd, Partial, Tool, ToolCall
 from voicebot.record import CallSummary, Outcome
 
 Clock = trio.testing.MockClock
@@ -222,6 +223,33 @@ async def test_a_secret_reaches_the_tool_and_nobody_else(
     assert "<keys-1>" in told
 
 
+@pytest.mark.parametrize("raises", [False, True])
+async def test_a_tool_that_repeats_a_secret_tells_nobody(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture, raises: bool
+) -> None:
+    async def check(arguments: Mapping[str, Any]) -> str:
+        text = f"there is no account {arguments['pin']}"
+        if raises:
+            raise ValueError(text)
+        return text
+
+    ask = ToolCall("x", "expect_keys", '{"secret": true, "length": 4}')
+    use = ToolCall("y", "check", '{"pin": "<keys-1>"}')
+    with caplog.at_level(logging.DEBUG):
+        summary, _, chat = await call(
+            [(5.0 + index / 2, key) for index, key in enumerate("8046")],
+            [[ask], "Your PIN, please.", [use], "Sorry."],
+            voice=[(1.0, 2.0)],
+            says=["hello"],
+            tools=[Tool("check", "Check a PIN.", {"type": "object"}, check)],
+            may_ask_for_keys=True,
+        )
+    told = json.dumps(summary.as_json()) + str(chat.requests) + caplog.text
+    assert "no account <keys-1>" in told
+    assert "8046" not in told
+    assert ("tool_failed" in caplog.text) == raises
+
+
 async def test_what_a_model_asks_wrongly_it_is_told(autojump_clock: Clock) -> None:
     ask = ToolCall("x", "expect_keys", '{"length": "four"}')
     _, _, chat = await call(
@@ -253,3 +281,29 @@ async def test_a_bot_that_gives_up_takes_no_keys(autojump_clock: Clock) -> None:
     )
     assert chat.requests == []
     assert (summary.turns[-1].heard, summary.outcome) == (STORY, Outcome.TOO_LONG)
+
+
+async def test_a_key_over_a_guess_is_answered_with_the_words_that_were_guessed(
+    autojump_clock: Clock,
+) -> None:
+    ear, chat = FakeEar([]), FakeChat(["Never.", "Yes.", "Yes."], first=1.0)
+    socket = FakeTwilio(stop_at=9.0, scripted=[(1.5, twilio.Dtmf("1"))])
+
+    async def talk() -> None:
+        await trio.sleep(1.0)
+        ear.push(Partial("hello there"))
+        ear.push(LikelyEnd("hello there"))
+        await trio.sleep(0.7)
+        ear.push(Final("hello there", end_of_turn=True))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk)
+        patient = Endpointing(guesses=2)
+        parts = ports(ear, chat, endpointing="provider")
+        summary = await run_call(socket, parts, plan(endpointing=patient))
+
+    assert summary.counts["guesses"] == 1
+    said = [turn.caller for turn in summary.turns]
+    assert said == ["hello there", "[pressed 1]"]
+    assert chat.requests[-1][-1].content.endswith("[pressed 1]")
+    assert summary.turns[-1].heard == "Yes."

@@ -139,7 +139,7 @@ async def test_results_become_transcripts_and_noise_is_passed_over() -> None:
             results("is it", 0.5, is_final=True, speech_final=True),
             '{"type":"UtteranceEnd","channel":[0,1],"last_word_end":0.9}',
             '{"type":"Metadata"}',
-            results("thanks"),
+            results("thanks", 1.0),
             '{"type":"UtteranceEnd","channel":[0,1],"last_word_end":2.9}',
         ]:
             await websocket.send_message(message)

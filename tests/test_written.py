@@ -29,6 +29,13 @@ def test_every_number_has_its_reason() -> None:
     assert [name for name, reason in rows if not reason.strip()] == []
 
 
-def test_the_plot_shows_the_table_that_was_measured() -> None:
-    table = (plots.ROOT / "bench" / "README.md").read_text()
-    assert plots.PLOT.read_text() == plots.svg(plots.read(table)), "run python -m bench.plots"
+def test_the_plots_show_the_tables_that_were_measured() -> None:
+    drawings = plots.drawings(plots.TABLES.read_text())
+    assert set(drawings) == set(plots.PLOTS.iterdir())
+    for path, drawing in drawings.items():
+        assert path.read_text() == drawing, "run python -m bench.plots"
+
+
+def test_no_row_of_a_table_is_missing_in_its_plot() -> None:
+    tables = plots.TABLES.read_text()
+    assert [len(rows(tables)) for rows in (plots.onset, plots.policies, plots.turns)] == [8, 7, 5]

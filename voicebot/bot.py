@@ -41,7 +41,7 @@ _GROUPS: Final = {"endpointing": Endpointing, "interruption": Interruption, "tim
 _OF_SETTINGS: Final = ("prompt", "greeting", "language", "context_tokens", *_GROUPS)
 _OF_PLAN: Final = (
     *("apology", "trouble", "farewell", "goodbye", "transferring", "warning", "time_up", *_LISTS),
-    *("may_hang_up", "may_send_digits", "may_ask_for_keys", "keys", "people"),
+    *("may_hang_up", "may_send_digits", "may_ask_for_keys", "may_wait", "keys", "people"),
 )
 _HOOKS: Final = {
     "on_call_start": ("call",),
@@ -104,6 +104,7 @@ class Bot:
     may_hang_up: bool | None = None
     may_send_digits: bool | None = None
     may_ask_for_keys: bool | None = None
+    may_wait: bool | None = None
     keys: Entry | None = None
     context_tokens: int | None = None
     endpointing: Endpointing | None = None

@@ -7,12 +7,15 @@ call itself gets too long. None of what is said then is a part of the conversati
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from voicebot.plan import CallPlan
+from voicebot.ports import Tool
 
+USUAL_WAIT_S: Final = 60.0  # to find a card or a pen
+LONGEST_WAIT_S: Final = 300.0  # a line costs money, and people forget that it is open
 SPEECH_S: Final = 0.9  # a cough is shorter, as is most of what is heard of a door or a dog
 
 Kind = Literal["warning", "filler", "not_understood", "reprompt", "no_caller"]
@@ -43,15 +46,21 @@ class Company:
         self._unclear = False  # somebody spoke, and there were no words in it
         self._pardoned = False  # that was said, and nobody has been understood since
         self._warns = False
+        self._patient_until = 0.0  # the caller has asked for time
 
     def understood(self) -> None:
         """Note that the caller has said something."""
+        self._patient_until = 0.0
         self._asked = self._bridged = 0
         self._unclear = self._pardoned = False
 
     def nothing(self, voiced_s: float) -> None:
         """Note that there were no words in what the caller said for so long."""
         self._unclear = voiced_s >= SPEECH_S
+
+    def wait(self, until: float) -> None:
+        """Note that the caller has asked for time, and up to when nobody needs to be asked."""
+        self._patient_until = until
 
     def warn(self) -> None:
         """Note that the call is about to get too long."""
@@ -82,7 +91,7 @@ class Company:
             return Remark("not_understood", quiet_since + times.filler_s, plan.apology)
         if not times.idle_s:
             return None
-        due = max(silent_at + times.idle_s, quiet_since + times.cough_s)
+        due = max(silent_at + times.idle_s, quiet_since + times.cough_s, self._patient_until)
         if self._asked < len(plan.reprompts):
             return Remark("reprompt", due, plan.reprompts[self._asked])
         return Remark("no_caller", due)
@@ -93,3 +102,27 @@ class Company:
         self._bridged += remark.kind == "filler"
         self._pardoned |= remark.kind == "not_understood"
         self._warns &= remark.kind != "warning"
+
+
+def waiting_tool(wait: Callable[[float], None]) -> Tool:
+    """Return the tool with which a model gives the caller time; `wait` takes seconds."""
+
+    async def run(arguments: Mapping[str, Any]) -> str:
+        seconds = arguments.get("seconds", USUAL_WAIT_S)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            return "seconds must be a number"
+        wait(min(max(float(seconds), 0.0), LONGEST_WAIT_S))
+        return "say that they may take their time; you will not speak until they do, or so long"
+
+    return Tool(
+        "wait_for_caller",
+        "Give the caller time, when they say that they have to look for something or to talk to "
+        "somebody else.",
+        {
+            "type": "object",
+            "properties": {
+                "seconds": {"type": "number", "description": f"at most {LONGEST_WAIT_S:g}"}
+            },
+        },
+        run,
+    )

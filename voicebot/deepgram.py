@@ -164,7 +164,8 @@ class Listening:
     Words still on their way when a turn ends belong to the next one, so the fourth line keeps
     a late UtteranceEnd from ending that one too early.
 
-    Final words of audio that final words have come for are the same once more, and skipped.
+    Words of audio that final words have come for are skipped: they are the same once more, or too
+    late to be in order. What else such a message says counts.
     """
 
     def __init__(self) -> None:
@@ -209,19 +210,24 @@ class Listening:
             return Skipped("malformed_results", repr(exc)[:80])
         if not isinstance(text, str):
             return Skipped("malformed_results", "transcript")
-        if text:
-            self._turn_open = True
+        old = 0 < end_s <= self._final_s
         end_of_turn = fields.get("speech_final") is True
+        finalized = fields.get("from_finalize") is True
         if not end_of_turn and fields.get("is_final") is not True:
             if not text and not self._partial_shown:
                 return Skipped("empty_partial")
+            if old and text:
+                return Skipped("old_results")
+            self._turn_open |= bool(text)
             self._partial_shown = bool(text)
             return ports.Partial(text)
-        finalized = fields.get("from_finalize") is True
-        repeated = 0 < end_s <= self._final_s  # audio that has been accounted for
         self._final_s = max(self._final_s, end_s)
-        if text and repeated:
-            return ports.Final("", finalized=True) if finalized else Skipped("repeated_results")
+        if old and text:
+            end_of_turn &= self._turn_open
+            if not (finalized or end_of_turn):
+                return Skipped("old_results")
+            text = ""
+        self._turn_open |= bool(text)
         self._partial_shown = False
         if end_of_turn:
             self._turn_open = False

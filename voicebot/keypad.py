@@ -3,7 +3,7 @@
 Synchronous. Keys are an entry when there are enough of them, behind the terminator, or when no
 other has come for a while. What the language model is told of a secret entry is a placeholder,
 which stands for the keys in the arguments of a tool: so a number of a card reaches the tool that
-needs it, and no provider, record or log.
+needs it, and no provider, record or log. In what the tool returns it is hidden again.
 """
 
 from __future__ import annotations
@@ -77,6 +77,17 @@ class Keypad:
     def reveal(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a tool with what placeholders stand for."""
         return {name: self._revealed(value) for name, value in arguments.items()}
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether there is anything to hide."""
+        return bool(self._secrets)
+
+    def hide(self, text: str) -> str:
+        """Return what a tool says with placeholders for the keys it was given."""
+        for placeholder, keys in self._secrets.items():
+            text = text.replace(keys, placeholder)
+        return text
 
     def _revealed(self, value: Any) -> Any:
         if isinstance(value, str):

@@ -37,7 +37,7 @@ from typing import Final, Literal, assert_never
 import trio
 
 from voicebot import audio, twilio
-from voicebot.company import Company
+from voicebot.company import Company, waiting_tool
 from voicebot.dialog import Dialog
 from voicebot.errors import (
     ProviderError,
@@ -256,7 +256,8 @@ class _Call:
         self._turns = Turns(plan.endpointing, ports.endpointing, plan.interruption, plan.language)
         numbered = sum(len(message.tool_calls) for message in before.history)
         asks = (asking_tool(self._expect, plan.keys),) if plan.may_ask_for_keys else ()
-        self._toolbox = Toolbox((*ports.tools, *asks), plan.partings, numbered=numbered)
+        waits = (waiting_tool(self._wait),) if plan.may_wait and plan.timeouts.idle_s else ()
+        self._toolbox = Toolbox((*waits, *asks, *ports.tools), plan.partings, numbered=numbered)
         self._goes_on = resumption is not None
         self._dialog = Dialog(
             plan.prompt, self._toolbox.offered, plan.context_tokens, before.history
@@ -425,6 +426,7 @@ class _Call:
         self._note("dtmf")  # and not which: it may be secret
         if self._message or self._giving_up is not None:
             return
+        self._settle_guess(right=False)  # whatever was said, there is more to answer
         if self._ledger.open_epoch is not None or not self._idle:
             if not self._floor.undecided:
                 self._floor.interrupt()
@@ -438,7 +440,7 @@ class _Call:
     def _entered(self, entry: str | None) -> None:
         """Make keys that are an entry the caller's turn."""
         if entry is not None:
-            self._settle_guess(right=False)
+            self._settle_guess(right=False)  # of words behind the last key
             self._give_floor()
             self._note("end_of_turn")
             self._inbox.append(entry)
@@ -528,6 +530,9 @@ class _Call:
         self._dialog.caller_said(guess.text)
         self._begin(guess.reply)
         return True
+
+    def _wait(self, seconds: float) -> None:
+        self._company.wait(trio.current_time() + seconds)
 
     def _expect(self, entry: Entry) -> None:
         self._keypad.expect(entry, trio.current_time())
@@ -884,8 +889,12 @@ class _Call:
         except Exception as exc:  # a tool's failure is news for the model, not for the call
             result = f"failed: {exc}"
             self._journal.count("tool_failures")
-            _log.warning("tool_failed", exc_info=True, extra={"tool": name})
+            # A traceback has the text of the error, and that may have the secret in it.
+            trace = None if self._keypad.has_secrets else exc
+            extra = {"tool": name, "error": type(exc).__name__}
+            _log.warning("tool_failed", exc_info=trace, extra=extra)
         finally:
+            result = self._keypad.hide(result)
             record.ended, record.result = self._note("tool_done", name=name), result
             self._toolbox.finished(job, result)
             for call_id in job.calls:

@@ -28,7 +28,7 @@ class Timeouts:
     """
 
     media_s: float = 5.0  # no audio of the caller: the stream is dead, whatever TCP says
-    call_s: float = 3_600.0  # a call this long is a forgotten handset; Twilio's own limit is 4 h
+    call_s: float = 3_600.0  # a call this long is a forgotten handset
     warning_s: float = 60.0  # before that the caller is warned: time for what matters; 0: never
     parting_s: float = 15.0  # after it, to say goodbye; then the line is cut in mid-word
 
@@ -91,6 +91,7 @@ class CallPlan:
     people: Mapping[str, str] = field(default_factory=dict)  # E.164 by name: who takes callers
     keys: Entry = field(default_factory=Entry)  # that callers press, unless asked otherwise
     may_ask_for_keys: bool = False  # only bots that want PINs or card numbers have a use for it
+    may_wait: bool = True  # whether the model may give the caller time, where `idle_s` is set
     may_send_digits: bool = False  # only who talks to machines has a use for it
     context_tokens: int = CONTEXT_TOKENS  # what the model is shown may cost; see `context.py`
     pacing: Pacing = field(default_factory=Pacing)

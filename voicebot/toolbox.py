@@ -73,7 +73,10 @@ class Toolbox:
             for parting in partings
             if parting.tool.name not in self._tools
         }
-        self.offered = (*(parting.tool for parting in self._partings.values()), *tools)
+        self.offered = (
+            *(parting.tool for parting in self._partings.values()),
+            *self._tools.values(),
+        )
         self._once: dict[tuple[str, str], Job] = {}  # not to be run again for their request
         self._numbers = numbered
         self.unfinished: list[Job] = []

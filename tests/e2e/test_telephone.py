@@ -64,7 +64,7 @@ async def world(
     with trio.fail_after(60):
         async with open_standins(texts=tuple(texts), replies=list(replies)) as standins:
             environ = {**environment(standins), "VOICEBOT_TRANSFER_TO": COLLEAGUE, **more}
-            if bot is not None:
+            if bot is not None and bot.brain is not None:
                 environ = {name: value for name, value in environ.items() if "GROQ" not in name}
             at = dict(zip((TO, COLLEAGUE), people, strict=False))
             async with (
