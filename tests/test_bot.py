@@ -386,6 +386,6 @@ def test_model_may_call_a_tool_and_answer() -> None:
 
     call = hold_bot(Bot("x", tools=[hours]), ONE_TURN, chat=chat)
 
-    assert [t.name for t in chat.requests[0].tools] == ["hang_up", "hours"]
+    assert [t.name for t in chat.requests[0].tools] == ["hang_up", "wait_for_caller", "hours"]
     assert chat.requests[1].messages[-1].content == "Monday: nine to five"
     assert call.summary.turns[1].heard == "Nine to five."

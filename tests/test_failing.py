@@ -403,7 +403,7 @@ async def test_a_conversation_that_is_too_long_is_shown_shorter(
     summary = await run_call(
         socket,
         ports(FakeEar(["tell me of the first thing"] * 4), chat),
-        plan(timeouts=Timeouts(failures=9), **TEXTS),
+        plan(timeouts=Timeouts(failures=9, idle_s=0), **TEXTS),
     )
 
     said = "Yes, that is so." if answered else "Sorry."

@@ -344,7 +344,9 @@ def _answered(held: Held) -> Iterator[str]:
     if not answers:
         yield "stuck: the caller's last words were not taken"
         return
-    # A row of slow tools may take longer than this caller waits.
-    excused = answers[-1].tools or held.conversation.faults & {"voice", "stalls"}
+    # A row of slow tools may take longer than this caller waits, and so may an answer to keys that
+    # were pressed before: they are a turn of their own.
+    keys = any("[pressed" in turn.caller for turn in held.call.summary.turns)
+    excused = answers[-1].tools or keys or held.conversation.faults & {"voice", "stalls"}
     if not any(t.heard for t in answers) and not excused:
         yield "stuck: the caller's last words were not answered"
