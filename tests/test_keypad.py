@@ -152,6 +152,23 @@ async def test_a_key_silences_the_bot_in_the_same_step(autojump_clock: Clock) ->
     assert summary.turns[0].heard != STORY
 
 
+async def test_a_key_over_a_voice_that_is_not_understood_yet_is_one_interruption(
+    autojump_clock: Clock,
+) -> None:
+    summary, socket, _ = await call(
+        [(1.8, "1")],
+        ["Yes."],
+        voice=[(1.5, 2.5)],
+        says=[""],
+        greeting=STORY,
+        keys=Entry(length=1),
+    )
+    [barge_in] = summary.barge_ins
+    assert barge_in.meant
+    assert len(socket.times(twilio.SendClear)) == 1
+    assert summary.turns[1].caller == "[pressed 1]"
+
+
 async def test_a_key_while_the_bot_thinks_is_what_is_answered(autojump_clock: Clock) -> None:
     summary, _, chat = await call(
         [(2.62, "1")], ["Never.", "Yes."], voice=[(1.0, 2.0)], says=["hello"], keys=Entry(length=1)

@@ -129,3 +129,19 @@ def test_a_turn_is_told_again_once_its_tool_has_returned() -> None:
     turn_over(TurnRecord(3, "thanks", 5.0))
 
     assert told == [[(0, "")], [(0, ""), (1, "")], [(0, "booked"), (2, "")], [(3, "")]]
+
+
+def test_two_streams_of_a_call_are_one() -> None:
+    first = {
+        "outcome": "transferred", "turns": ("a",), "timeline": ("x",), "barge_ins": (),
+        "counts": {"clears": 1},
+    }  # fmt: skip
+    second = {
+        "outcome": "hung_up", "turns": ("b",), "timeline": ("y",), "barge_ins": ("c",),
+        "counts": {"clears": 2, "resumes": 1},
+    }  # fmt: skip
+    assert joined(None, first) == first
+    assert joined(first, second) == {
+        "outcome": "hung_up", "turns": ("a", "b"), "timeline": ("x", "y"), "barge_ins": ("c",),
+        "counts": {"clears": 3, "resumes": 1},
+    }  # fmt: skip
