@@ -18,6 +18,7 @@ from voicebot.record import (
     Moment,
     ToolRecord,
     TurnRecord,
+    joined,
     tell_turns,
 )
 
