@@ -20,6 +20,7 @@ from tests.test_http import (
     running,
 )
 from tests.twilio_rest import ACCOUNT_SID, CALL_SID
+from voicebot import switchboard
 from voicebot.config import load
 from voicebot.idempotency import KEEP_S, REMEMBERED, Idempotency, InProgress, KeyReused
 from voicebot.onward import AWAY_S, KEPT, Onward
@@ -140,6 +141,51 @@ async def test_what_twilio_has_refused_may_be_asked_again() -> None:
         service.twilio.status, service.twilio.answer = 201, {"sid": CALL_SID, "status": "queued"}
         placed = await post(service, {"to": TO}, **{"Idempotency-Key": "k"})
     assert (refused.status_code, placed.status_code) == (429, 201)
+
+
+@pytest.mark.parametrize("status, code", [(401, 20003), (404, 20404)])
+async def test_a_refusal_that_is_our_fault_may_be_asked_again(status: int, code: int) -> None:
+    async with running(**TWILIO) as service:
+        service.twilio.refuse(status, code)
+        refused = await post(service, {"to": TO}, **{"Idempotency-Key": "k"})
+        service.twilio.status, service.twilio.answer = 201, {"sid": CALL_SID, "status": "queued"}
+        placed = await post(service, {"to": TO}, **{"Idempotency-Key": "k"})
+    assert (refused.status_code, placed.status_code) == (502, 201)
+
+
+async def test_full_lines_are_no_answer_for_a_day() -> None:
+    async with running(**TWILIO, VOICEBOT_MAX_CALLS="1") as service:
+        line = service.board.dial(OutboundCall(TO, FROM))
+        busy = await post(service, {"to": TO}, **{"Idempotency-Key": "k"})
+        service.board.undial(line)
+        placed = await post(service, {"to": TO}, **{"Idempotency-Key": "k"})
+    assert (busy.status_code, placed.status_code) == (503, 201)
+
+
+async def test_a_client_that_goes_while_twilio_is_asked_does_not_free_its_key() -> None:
+    async with running(**TWILIO) as service:
+        service.twilio.answer = None  # never answers
+        with trio.move_on_after(0.5):
+            await post(service, {"to": TO}, **{"Idempotency-Key": "k"})
+        known = None
+        while known is None:
+            await trio.sleep(0.02)
+            again = await post(service, {"to": TO}, **{"Idempotency-Key": "k"})
+            known = again if again.status_code != 409 else None
+    assert known.status_code == 504
+    assert "may have been placed" in known.text
+    assert len(service.twilio.asked) == 1
+
+
+async def test_requests_whose_end_is_never_told_do_not_pile_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(switchboard, "ASKED", 2)
+    async with running(**TWILIO) as service:
+        for number in range(4):
+            service.board.dialled(service.board.dial(OutboundCall(TO, FROM)), f"CA{number}")
+        known = [service.board.asked(f"CA{number}") is not None for number in range(4)]
+    assert known == [False, False, True, True]
 
 
 async def test_what_may_have_been_placed_is_not_placed_again() -> None:

@@ -37,7 +37,6 @@ from voicebot.errors import (
     CallRefused,
     ConfigError,
     ProviderError,
-    ProviderRejected,
     StoreError,
     VoicebotError,
 )
@@ -57,6 +56,7 @@ from voicebot.ws import Receive, Scope, Send
 MAX_BODY_BYTES: Final = 64 * 1024  # a webhook is some 1 KiB, a request of the calls API less
 BODY_TIMEOUT_S: Final = 5  # both arrive in one piece; a slow sender is holding a socket
 LISTED_CALLS: Final = 100
+UNCERTAIN: Final = "a call may have been placed; look at GET /calls before trying again"
 KEEP_S: Final = 6  # for the database to take an answer; a little more than it has
 NOTED: Final[tuple[str, int, dict[str, str]]] = ("", 204, {})
 
@@ -370,17 +370,16 @@ def _calls(app: App) -> Blueprint:
             return _error(409, "the first request of this Idempotency-Key is being carried out")
         if before is not None:
             return dict(before[0]), before[1], {"Idempotency-Replayed": "true"}
-        answer: Reply | None = None
+        # Whoever is broken off here, by a client that has gone or by a bug, may have placed it.
+        kept: tuple[Mapping[str, Any], int] | None = _error(504, UNCERTAIN)[:2]
         try:
-            answer = await place_once(body)
-        except ProviderError as exc:
-            # Refused for certain it may be asked again; else a second call might be placed.
-            answer = failure(exc)
-            if isinstance(exc, ProviderRejected):
-                return answer
+            try:
+                answer = await place_once(body)
+                kept = answer[:2] if answer[1] == 201 else None
+            except ProviderError as exc:
+                answer = failure(exc)
+                kept = None if telephony.surely_not_placed(exc) else answer[:2]
         finally:
-            done = answer is not None and (answer[1] == 201 or answer[1] >= 502)
-            kept = answer[:2] if answer is not None and done else None
             board.idempotency.end(key, kept)
             if (archive := opened()) is not None:
                 with trio.move_on_after(KEEP_S, shield=True):  # also if the client has gone
@@ -456,26 +455,31 @@ def _calls(app: App) -> Blueprint:
         record = store.get(sid) if archive is None else await archive.get(sid)
         return _error(404, "no such call") if record is None else (record.as_json(), 200)
 
-    @routes.post("/<sid>/hangup")
-    async def hang_up(sid: str) -> Reply:
+    def live_phone(sid: str) -> telephony.Telephony | Reply:
+        """Return what can do something with a call, or why nothing can."""
         if store.get(sid) is None:
             return _error(404, "no such call")
         if app.service is None or app.service.telephony is None:
             return _error(503, "no Twilio account is configured")
-        hung_up = await app.service.telephony.end_call(sid)
-        return {"call_sid": sid, "hung_up": hung_up}, 200
+        return app.service.telephony
+
+    @routes.post("/<sid>/hangup")
+    async def hang_up(sid: str) -> Reply:
+        phone = live_phone(sid)
+        if isinstance(phone, tuple):
+            return phone
+        return {"call_sid": sid, "hung_up": await phone.end_call(sid)}, 200
 
     @routes.post("/<sid>/redirect")
     async def redirect(sid: str) -> Reply:
-        if store.get(sid) is None:
-            return _error(404, "no such call")
-        if app.service is None or app.service.telephony is None:
-            return _error(503, "no Twilio account is configured")
+        phone = live_phone(sid)
+        if isinstance(phone, tuple):
+            return phone
         fields = _json_object(await request.get_data()) or {}
         to = fields.get("to")
         if set(fields) != {"to"} or not isinstance(to, str) or not E164.fullmatch(to):
             return _error(400, 'the body must be {"to": "+15550100123"}: who takes the call')
-        await app.service.telephony.redirect_call(sid, twiml.parting_twiml("", "en", to))
+        await phone.redirect_call(sid, twiml.parting_twiml("", "en", to))
         return {"call_sid": sid, "to": to}, 200
 
     return routes

@@ -45,6 +45,8 @@ DIAL_HOLD_S: Final = outbound.RING_TIMEOUT_S + 5 + telephony.REQUEST_DEADLINE_S 
 
 _PROXY_HEADERS: Final = frozenset({b"forwarded", b"via", b"x-real-ip", b"cf-connecting-ip"})
 
+ASKED: Final = 10_000  # placed and not known to be over: status callbacks may be lost
+
 # What Twilio says of whoever is no person; "unknown" may be one.
 MACHINES: Final = ("machine", "fax")
 
@@ -141,6 +143,8 @@ class Switchboard:
         hold_s = DIAL_HOLD_S - outbound.RING_TIMEOUT_S + call.ring_timeout_s
         key = self.lines.dial(trio.current_time(), hold_s)
         self._asked[key] = call
+        if len(self._asked) > ASKED:
+            del self._asked[next(iter(self._asked))]
         return key
 
     def dialled(self, key: str, call_sid: str) -> None:

@@ -318,6 +318,15 @@ _REFUSALS: Final[Mapping[int, tuple[int, str | None, str, str]]] = {
 _SAME_REFUSAL: Final = {573005: 21219}  # a newer code for trial accounts
 
 
+def surely_not_placed(error: ProviderError) -> bool:
+    """Say whether a request to place a call that failed like this has placed none."""
+    if isinstance(error, ProviderTimeout):
+        return False
+    if isinstance(error, ProviderRejected):
+        return error.status < 500  # behind a 5xx anything may have happened
+    return error.retryable  # Twilio was not reached
+
+
 def explain(error: ProviderError) -> Refusal:
     """Say what a failed request to Twilio means and what to do about it."""
     if isinstance(error, ProviderTimeout):
