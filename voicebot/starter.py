@@ -129,7 +129,7 @@ _README: Final = """\
 
     voicebot serve --bot bot.py                       # answers calls; says how to try it
     voicebot simulate --bot bot.py CALLER.wav         # plays a recorded caller to it
-    pytest                                            # whole calls in virtual time
+    pip install pytest && pytest                      # whole calls in virtual time
 """
 
 _FILES: Final = {
@@ -164,6 +164,6 @@ def report(folder: Path) -> str:
             f"written: {', '.join(_FILES)} in {folder}",
             "",
             "  voicebot serve --bot bot.py     in that folder: answers calls",
-            "  pytest                          holds whole calls in virtual time",
+            "  pytest                          whole calls in virtual time; pip install pytest",
         ]
     )
