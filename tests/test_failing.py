@@ -252,6 +252,35 @@ async def test_a_sentence_that_broke_off_is_begun_again(piece: int, autojump_clo
     assert socket.heard().count(sound[:1_000]) == 2
 
 
+async def test_a_sentence_that_stalls_and_is_slow_again_is_bridged_in_time(
+    autojump_clock: Clock,
+) -> None:
+    class Late(FakeVoice):
+        async def _chunks(self, text: str, index: int) -> Any:
+            await trio.sleep(1.5 + 2.0 * index)  # so that silence is looked at in the stall
+            sound = canned(text)(text) or b""
+            yield sound[:CHAR]
+            if index == 0:
+                await trio.sleep_forever()
+            yield sound[CHAR:]
+
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=15.0)
+    times = Timeouts(filler_s=2.0, audio_gap_s=1.8, first_audio_s=4.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["tell me"]), FakeChat(["One two."]), Late(), canned=KNOWN),
+        plan(timeouts=times, **TEXTS),
+    )
+
+    # The first try is left after 1.8 s, and silence has lasted since what it gave.
+    began = summary.turns[0].first_media
+    assert began is not None
+    assert fillers(summary) == pytest.approx([began + 2.0, began + 4.25], abs=0.2)
+    assert summary.turns[0].heard == "One two."
+    assert summary.counts["synthesis_restarts"] == 1
+
+
 async def test_no_filler_over_a_caller_who_speaks(autojump_clock: Clock) -> None:
     # The caller goes on while the bot thinks; it is the ears that know.
     socket = FakeTwilio(voice=[(1.0, 2.0), (3.0, 7.0)], stop_at=9.0)

@@ -282,4 +282,7 @@ def _not_upgraded(provider: str, group: ExceptionGroup[Exception]) -> ProviderEr
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in error.headers
         }
         return deepgram.refused(provider, error.status_code, headers, error.body or b"")
-    return ProviderError(provider, f"the answer to the upgrade is no HTTP: {error!r:.200}")
+    # Whoever is in between for the moment; a port that is never HTTP is left alone soon enough.
+    return ProviderError(
+        provider, f"the answer to the upgrade is no HTTP: {error!r:.200}", retryable=True
+    )

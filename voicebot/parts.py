@@ -108,6 +108,8 @@ async def _open_speech(
                 model=settings.deepgram_stt_model,
                 language=settings.language,
                 recognition=settings.recognition,
+                connect_timeout_s=settings.timeouts.transcriber_connect_s,
+                stall_s=settings.timeouts.transcriber_stall_s,
             )
             recognisers.append(Recogniser(opener, "provider"))
     if not settings.deepgram or settings.fallback_speech == "embedded":

@@ -51,6 +51,10 @@ class Timeouts:
     # The recogniser.
     transcriber_tries: int = 3  # openings of the recogniser in a row that may fail
     transcriber_pause_s: float = 0.5  # before the second try, then doubled
+    transcriber_connect_s: float = 3.0  # TCP, TLS and upgrade; 0.3 s when all is well
+    # A stream may fall silent and stay open. Where somebody speaks, Flux says something every
+    # 0.25 s of audio and v1 every second, if only that it has nothing new.
+    transcriber_stall_s: float = 5.0
 
     # Providers that are down (`tries.Retrying`).
     breaker_failures: int = 3  # in a row; one or two are bad luck on any network

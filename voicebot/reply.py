@@ -52,7 +52,8 @@ class Reply:
     pieces: list[str] = field(default_factory=list)  # each is a clause of the reel
     parts: list[int] = field(default_factory=list)  # how many pieces there were at each tool call
     running: list[tuple[float, Job]] = field(default_factory=list)  # tools, and since when
-    asked: Bell = field(default_factory=Bell)  # a tool was asked for
+    # For who fills silence: a tool was asked for, or a sentence has ended or broken off.
+    news: Bell = field(default_factory=Bell)
     failed: Outcome | None = None  # how the call ends if that happens again
     parting: Parting | None = None  # what ends the stream once this was heard,
     arguments: dict[str, Any] = field(default_factory=dict)  # of it,

@@ -19,6 +19,7 @@ import trio
 from voicebot import audio, deepgram, flux, ports
 from voicebot.deepgram_socket import DeepgramSocket, open_socket
 from voicebot.errors import ProviderTimeout
+from voicebot.plan import Timeouts
 from voicebot.recognition import DEFAULT, Recognition, by_flux
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,7 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_S: Final = 4.0  # v1 closes after 10 s without audio and wants one every 3–5 s
 SILENCE_S: Final = 4.0  # Flux has been seen to close after 20 s without audio
 FINALIZE_S: Final = 1.0  # Deepgram may leave Finalize unanswered when little audio was pending
-# A stream may fall silent and stay open. Where somebody speaks, Flux says something every 0.25 s
-# of audio and v1 every second, if only that it has nothing new.
-STALL_S: Final = 5.0
+TIMEOUTS: Final = Timeouts()  # the usual ones
 MAX_UNKNOWN_TYPES: Final = 16  # of which each is logged once; a peer could invent more
 
 
@@ -40,7 +39,8 @@ async def open_transcriber(
     model: str,
     language: str = "en",
     recognition: Recognition = DEFAULT,
-    connect_timeout_s: float = 3.0,  # TCP, TLS and upgrade; 0.3 s when all is well
+    connect_timeout_s: float = TIMEOUTS.transcriber_connect_s,
+    stall_s: float = TIMEOUTS.transcriber_stall_s,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncGenerator[ports.Transcriber]:
     """Connect and yield a transcriber of one call.
@@ -48,10 +48,12 @@ async def open_transcriber(
     Args:
         url: http(s) base; the WebSocket takes the same host as ws(s).
         model: its name says which interface it is: `flux-…` is v2, everything else v1.
+        connect_timeout_s: for TCP, TLS and upgrade.
+        stall_s: of speech, in time and in audio, without a word of Deepgram's.
         ssl_context: instead of the process's own, for a server with a private CA.
 
     Raises:
-        ProviderTimeout: no connection in time.
+        ProviderTimeout: no connection in time; from `send`, a stall.
         ProviderRejected: refused; the message says what to do.
         ProviderError: unreachable, or the answer is none.
 
@@ -73,7 +75,7 @@ async def open_transcriber(
         connect_timeout_s=connect_timeout_s,
         ssl_context=ssl_context,
     ) as socket:
-        transcriber = (_Flux if v2 else _Transcriber)(socket, listening)
+        transcriber = (_Flux if v2 else _Transcriber)(socket, listening, stall_s)
         try:
             yield transcriber
         finally:
@@ -84,11 +86,15 @@ class _Transcriber:
     """A connected transcription, by v1; see `ports.Transcriber`."""
 
     def __init__(
-        self, socket: DeepgramSocket, listening: deepgram.Listening | flux.Listening
+        self,
+        socket: DeepgramSocket,
+        listening: deepgram.Listening | flux.Listening,
+        stall_s: float,
     ) -> None:
         self.skipped: Counter[str] = Counter()
         self._socket = socket
         self._listening = listening
+        self._stall_s = stall_s
         self._unknown: set[str] = set()
         self._finalize_due = math.inf
         self._receive_scope: trio.CancelScope | None = None
@@ -137,9 +143,9 @@ class _Transcriber:
 
     def _check_answered(self) -> None:
         # Both: much audio at once is no long time, and a long time without audio needs no answer.
-        late = trio.current_time() - self._answered_at >= STALL_S
-        if self._voice and late and self._unanswered >= STALL_S * audio.BYTES_PER_S:
-            raise ProviderTimeout(deepgram.STT, f"said nothing for {STALL_S:g} s of audio")
+        late = trio.current_time() - self._answered_at >= self._stall_s
+        if self._voice and late and self._unanswered >= self._stall_s * audio.BYTES_PER_S:
+            raise ProviderTimeout(deepgram.STT, f"said nothing for {self._stall_s:g} s of audio")
 
     def _skip(self, skipped: deepgram.Skipped) -> None:
         self.skipped[skipped.kind] += 1
@@ -158,9 +164,12 @@ class _Flux(_Transcriber):
     """A connected transcription by Flux: audio in chunks as it likes them, and no Finalize."""
 
     def __init__(
-        self, socket: DeepgramSocket, listening: deepgram.Listening | flux.Listening
+        self,
+        socket: DeepgramSocket,
+        listening: deepgram.Listening | flux.Listening,
+        stall_s: float,
     ) -> None:
-        super().__init__(socket, listening)
+        super().__init__(socket, listening, stall_s)
         self._waiting = bytearray()
 
     async def send(self, sound: bytes) -> None:

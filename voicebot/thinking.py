@@ -174,7 +174,7 @@ class Thinker:
                 await self.jobs.send(Run(job, reply.record))
                 ahead.remove(job)
                 reply.running.append((trio.current_time(), job))
-                reply.asked.ring()
+                reply.news.ring()
             for job in waiting:
                 await job.done.wait()
         finally:

@@ -81,6 +81,7 @@ class Voicing:
         if self._say_canned(piece, reply):
             return
         reel.begin(piece)
+        reply.news.ring()  # if this was begun before, it has broken off
         async with self._speech.open_speech(piece) as chunks:
             async for chunk in chunks:
                 reel.append(chunk)
@@ -89,6 +90,7 @@ class Voicing:
                 while reel.length - reply.spoken > REEL_AHEAD_S * audio.BYTES_PER_S:
                     await reply.moved.wait()
         reel.end()
+        reply.news.ring()
 
     def knows(self, text: str) -> bool:
         """Whether the sound of a text is known beforehand, so that no provider can fail."""
@@ -125,15 +127,19 @@ class Voicing:
             now = trio.current_time()
             quiet_since = max(quiet_since, self._ledger.ends_at)
             unspoken = reel.length - reply.spoken >= audio.FRAME_BYTES  # less waits for more
-            busy = unspoken or self._turns.caller_talking
-            if busy or not reel.between_clauses:
+            if unspoken or self._turns.caller_talking:
                 quiet_since = max(quiet_since, now)
+            if not reel.between_clauses:
+                # Nothing is put into a sentence. One that stalls has its own deadline, and the
+                # silence since then counts.
+                await reply.news.wait()
+                continue
             due, job = _slowest(reply, quiet_since)
             if quiet_since + filler_s < due:
                 due, job = quiet_since + filler_s, None
             if now < due:
                 with trio.move_on_at(due):
-                    await reply.asked.wait()
+                    await reply.news.wait()
                 continue
             if job is not None:
                 filler = job.tool.filler

@@ -152,7 +152,7 @@ EXPECTED: Final[dict[str, dict[str, Any]]] = {
     "listen": {
         "hang-first-byte": Fails(ProviderTimeout, True, "no connection within 0.2 s"),
         "reset-first-byte": Fails(ProviderError, True, "closed instead of upgraded"),
-        "garbage": Fails(ProviderError, False, "is no HTTP"),
+        "garbage": Fails(ProviderError, True, "is no HTTP"),
         "proxy-502": PROXY,
         "portal-200": Fails(ProviderRejected, False, "refused with 200"),
         "close-1000": Fails(ProviderRejected, True, "closed with 1000"),

@@ -26,7 +26,7 @@ import trio
 
 from tests.contract.test_clients_against_faults import Fails, Hangs, expected_of
 from tests.e2e.running import PUBLIC_URL, Server, open_server
-from voicebot import audio, stt, vad
+from voicebot import audio, vad
 from voicebot.config import load, plan_of
 from voicebot.errors import ReplyCut
 from voicebot.phrases import Phrases
@@ -59,9 +59,6 @@ from voicebot.transport import tls_context
 Tell = Callable[["Phase"], None]
 Phase = Literal["at boot", "at the start", "in the greeting", "while thinking", "while speaking"]
 
-# No settings: what the recogniser is given here to connect, and to say something to a voice.
-CONNECT_S: Final = 0.6
-STALL_S: Final = 2.5  # v1 says something every second, and late results are 2 s late
 SETTINGS: Final = {
     "VOICEBOT_GREETING": "Hello there.",
     "VOICEBOT_DRAIN_S": "0",
@@ -72,6 +69,9 @@ SETTINGS: Final = {
     "VOICEBOT_TIMEOUTS__AUDIO_GAP_S": "0.6",
     "VOICEBOT_TIMEOUTS__FILLER_S": "0.8",
     "VOICEBOT_TIMEOUTS__TRANSCRIBER_PAUSE_S": "0.2",
+    "VOICEBOT_TIMEOUTS__TRANSCRIBER_CONNECT_S": "0.6",
+    # v1 says something every second, and late results are 2 s late.
+    "VOICEBOT_TIMEOUTS__TRANSCRIBER_STALL_S": "2.5",
     "VOICEBOT_ENDPOINTING__FINAL_GRACE_MS": "600",
     "VOICEBOT_ENDPOINTING__PROVIDER_SILENCE_MS": "800",
 }
@@ -140,7 +140,8 @@ class Limits:
         """Until a recogniser is given up: each try connects, or lets the caller wait for words."""
         timeouts, rules = self.plan.timeouts, self.plan.endpointing
         tries, pause_s = timeouts.transcriber_tries, timeouts.transcriber_pause_s
-        each_s = max(CONNECT_S, STALL_S, rules.final_grace_ms / 1_000)
+        connect_s, stall_s = timeouts.transcriber_connect_s, timeouts.transcriber_stall_s
+        each_s = max(connect_s, stall_s, rules.final_grace_ms / 1_000)
         return self.turn_s + tries * each_s + pause_s * ((1 << (tries - 1)) - 1)
 
     def of(self, where: str, phase: Phase) -> float:
@@ -342,9 +343,6 @@ def lean() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vad, "OpenEars", functools.cache(vad.OpenEars))
         patch.setattr("httpx._transports.default.create_ssl_context", lambda **given: context)
-        defaults = stt.open_transcriber.__wrapped__.__kwdefaults__  # type: ignore[attr-defined]
-        patch.setitem(defaults, "connect_timeout_s", CONNECT_S)
-        patch.setattr(stt, "STALL_S", STALL_S)
         yield
 
 
