@@ -15,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from voicebot import audio, ports, telephony
+from voicebot import audio, ports, telephony, tts_socket
 from voicebot.config import load
 from voicebot.errors import (
     ProviderError,
@@ -91,8 +91,34 @@ async def listen(standins: Standins, got: list[Any]) -> None:
                     return
 
 
+async def take_turns(standins: Standins, got: list[Any]) -> None:
+    """Hear one turn; its text is what is got."""
+    async with open_transcriber(
+        url=standins.deepgram.url,
+        api_key=API_KEY,
+        model="flux-general-en",
+        connect_timeout_s=PATIENCE_S,
+    ) as port:
+        for at in range(0, len(SPEECH), 2 * audio.FRAME_BYTES):
+            await port.send(SPEECH[at : at + 2 * audio.FRAME_BYTES])
+        while True:
+            heard = await port.receive()
+            if isinstance(heard, ports.Final):
+                got.append(heard.text)
+                return
+
+
 async def say(standins: Standins, got: list[Any]) -> None:
     async with open_synthesizer(
+        url=standins.deepgram.url, api_key=API_KEY, model="aura-2-thalia-en"
+    ) as port:
+        async with port.open_speech(TEXT) as chunks:
+            async for chunk in chunks:
+                got[:] = [b"".join([*got, chunk])]
+
+
+async def say_by_socket(standins: Standins, got: list[Any]) -> None:
+    async with tts_socket.open_synthesizer(
         url=standins.deepgram.url, api_key=API_KEY, model="aura-2-thalia-en"
     ) as port:
         async with port.open_speech(TEXT) as chunks:
@@ -125,8 +151,19 @@ async def dial(standins: Standins, got: list[Any]) -> None:
         got.append(await port.place_call(OutboundCall("+15550100123", "+15550100456")))
 
 
-CLIENTS: Final = {"listen": listen, "speak": say, "chat": think, "rest": dial}
-HOSTS: Final = {"deepgram": ("listen", "speak"), "groq": ("chat",), "twilio": ("rest",)}
+CLIENTS: Final = {
+    "listen": listen,
+    "flux": take_turns,
+    "speak": say,
+    "speak-socket": say_by_socket,
+    "chat": think,
+    "rest": dial,
+}
+HOSTS: Final = {
+    "deepgram": ("listen", "flux", "speak", "speak-socket"),
+    "groq": ("chat",),
+    "twilio": ("rest",),
+}
 
 
 # What comes of it.
@@ -144,24 +181,29 @@ MAYBE_PLACED: Final = Fails(ProviderError, False, "the answer broke off")
 NONSENSE: Final = Fails(ProviderError, False, "answered nonsense")
 
 
-def each(faults: list[str], got: list[Any]) -> dict[str, Any]:
+def each(faults: list[str], got: Any) -> dict[str, Any]:
     return dict.fromkeys(faults, got)
 
 
+#: Of any WebSocket.
+STREAM: Final = {
+    "reset-first-byte": Fails(ProviderError, True, "closed instead of upgraded"),
+    "garbage": Fails(ProviderError, True, "is no HTTP"),
+    "proxy-502": PROXY,
+    "portal-200": Fails(ProviderRejected, False, "refused with 200"),
+    "close-1000": Fails(ProviderRejected, True, "closed with 1000"),
+    "close-net-0000": Fails(ProviderRejected, True, "closed with 1011 NET-0000"),
+    "close-net-0001": Fails(ProviderRejected, True, "closed with 1011 NET-0001"),
+    "close-data-0000": Fails(ProviderRejected, False, "closed with 1008 DATA-0000"),
+    "close-no-code": Fails(ProviderRejected, True, "closed with 1"),
+    "close-1006": LOST,
+    "reset": LOST,
+}
+
 EXPECTED: Final[dict[str, dict[str, Any]]] = {
     "listen": {
+        **STREAM,
         "hang-first-byte": Fails(ProviderTimeout, True, "no connection within 0.2 s"),
-        "reset-first-byte": Fails(ProviderError, True, "closed instead of upgraded"),
-        "garbage": Fails(ProviderError, True, "is no HTTP"),
-        "proxy-502": PROXY,
-        "portal-200": Fails(ProviderRejected, False, "refused with 200"),
-        "close-1000": Fails(ProviderRejected, True, "closed with 1000"),
-        "close-net-0000": Fails(ProviderRejected, True, "closed with 1011 NET-0000"),
-        "close-net-0001": Fails(ProviderRejected, True, "closed with 1011 NET-0001"),
-        "close-data-0000": Fails(ProviderRejected, False, "closed with 1008 DATA-0000"),
-        "close-no-code": Fails(ProviderRejected, True, "closed with 1"),
-        "close-1006": LOST,
-        "reset": LOST,
         "broken-frame": Fails(ProviderRejected, True, "closed with 1002"),
         # Finalize is answered all the same, by the client.
         **each(["deaf", "stall", "late", "drip"], []),
@@ -182,6 +224,55 @@ EXPECTED: Final[dict[str, dict[str, Any]]] = {
             [SAID],
         ),
         "duplicate": [SAID],
+    },
+    "flux": {
+        **STREAM,
+        "hang-first-byte": Fails(ProviderTimeout, True, "no connection within 0.2 s"),
+        "broken-frame": Fails(ProviderRejected, True, "closed with 1002"),
+        # Of what is said before the close, who sends may know nothing yet.
+        "fatal-error": Fails(ProviderRejected, True, "the stream was "),
+        # The deadline is behind 5 s of audio, and nobody asks Flux to come to an end.
+        **each(["deaf", "stall", "no-end-of-turn"], Hangs([])),
+        **each(
+            [
+                "late",
+                "drip",
+                "malformed-json",
+                "no-object",
+                "binary-message",
+                "unknown-type",
+                "unknown-fields",
+                "missing-fields",
+                "wrong-types",
+                "error-message",
+                "duplicate",
+                "reordered",
+            ],
+            [SAID],
+        ),
+    },
+    "speak-socket": {
+        **STREAM,
+        "hang-first-byte": Hangs([]),
+        "empty": Fails(ProviderRejected, True, "closed with 1000"),
+        "stall": Hangs([speak(TEXT)[:4_000]]),
+        **each(["mute", "excessive-flush"], Hangs([])),
+        "close-data-0001": Fails(ProviderRejected, True, "closed with 1008 DATA-0001"),
+        "close-big-0000": Fails(ProviderRejected, False, "closed with 1009 BIG-0000"),
+        "close-message-0000": Fails(ProviderRejected, False, "closed with 1003 MESSAGE-0000"),
+        "close-net-0003": Fails(ProviderRejected, True, "closed with 1011 NET-0003"),
+        **each(
+            [
+                "slow",
+                "drip",
+                "small-chunks",
+                "late-chunks",
+                "never-cleared",
+                "flushed-before-cleared",
+                "flushed-after-cleared",
+            ],
+            [speak(TEXT)],
+        ),
     },
     "speak": {
         "hang-first-byte": Hangs([]),
@@ -324,7 +415,7 @@ async def test_fault_of_a_host(service: str, fault: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(telephony, "REQUEST_DEADLINE_S", PATIENCE_S)
     (host,) = [host for host, services in HOSTS.items() if service in services]
     hang = EXPECTED[service]["hang-first-byte"]
-    refused = "cannot connect" if service == "listen" else "Connect"
+    refused = "Connect" if service in ("speak", "chat", "rest") else "cannot connect"
     outcome = {
         "refuse-connect": Fails(ProviderError, True, refused),
         # Whether it is writing or reading that fails is a matter of microseconds.

@@ -18,22 +18,26 @@ from voicebot.standins import (
     Canned,
     Chaos,
     ChatConduct,
+    FluxConduct,
     ListenConduct,
     RestConduct,
     SpeakConduct,
+    SpeakSocketConduct,
     deepgram_rules,
     groq_rules,
     listen,
     open_standins,
     random_chat,
+    random_flux,
     random_listen,
     random_rest,
     random_speak,
+    random_speak_socket,
     twilio_rules,
 )
 from voicebot.standins.catalogue import HOSTS, Service
 
-SERVICES: tuple[Service, ...] = ("listen", "speak", "chat", "rest")
+SERVICES: tuple[Service, ...] = ("listen", "flux", "speak", "speak-socket", "chat", "rest")
 
 
 def schedule(seed: int, rate: float, service: Service, requests: int = 300) -> list[Any]:
@@ -90,9 +94,11 @@ def test_a_fault_says_how_to_make_it_again() -> None:
     names = {
         "Canned": Canned,
         "ChatConduct": ChatConduct,
+        "FluxConduct": FluxConduct,
         "ListenConduct": ListenConduct,
         "RestConduct": RestConduct,
         "SpeakConduct": SpeakConduct,
+        "SpeakSocketConduct": SpeakSocketConduct,
         "Close": listen.Close,
         "Refusal": deepgram_rules.Refusal,
         "inf": math.inf,
@@ -108,7 +114,9 @@ def test_a_fault_says_how_to_make_it_again() -> None:
 def test_one_function_a_service_chooses() -> None:
     for choose, service in [
         (random_listen, "listen"),
+        (random_flux, "flux"),
         (random_speak, "speak"),
+        (random_speak_socket, "speak-socket"),
         (random_chat, "chat"),
         (random_rest, "rest"),
     ]:

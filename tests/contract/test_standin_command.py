@@ -60,7 +60,10 @@ def test_help_lists_every_fault() -> None:
     [
         (["--fault", "listen"], "listen has no fault ''"),
         (["--fault", "listen=net-0002"], "listen has no fault 'net-0002'; --help lists them"),
-        (["--fault", "ears=deaf"], "'ears' is none of listen, speak, chat, rest, deepgram,"),
+        (
+            ["--fault", "ears=deaf"],
+            "'ears' is none of listen, flux, speak, speak-socket, chat,",
+        ),
         (["--fault-rate", "20"], "'20' is no number from 0 to 1"),
         (["--fault-rate", "often"], "'often' is no number from 0 to 1"),
     ],

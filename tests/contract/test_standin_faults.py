@@ -33,9 +33,11 @@ from voicebot import audio
 from voicebot.standins import (
     CHAT_FAULTS,
     FAULTS,
+    FLUX_FAULTS,
     LISTEN_FAULTS,
     REST_FAULTS,
     SPEAK_FAULTS,
+    SPEAK_SOCKET_FAULTS,
     ListenConduct,
     SpeakConduct,
     Standins,
@@ -938,5 +940,33 @@ def test_every_fault_is_named_as_it_is_listed_and_described_here() -> None:
         "duplicate",
         "reordered",
     }
-    for where in ("listen", "speak", "chat", "rest"):
+    assert set(FLUX_FAULTS) == set(LISTEN_FAULTS) - {"no-speech-final", "no-alternatives"} | {
+        "fatal-error",
+        "no-end-of-turn",
+    }
+    assert set(SPEAK_SOCKET_FAULTS) == common | refusals["speak"] | {
+        "close-1000",
+        "close-net-0000",
+        "close-net-0001",
+        "close-net-0003",
+        "close-data-0000",
+        "close-data-0001",
+        "close-big-0000",
+        "close-message-0000",
+        "close-no-code",
+        "close-1006",
+        "reset",
+        "empty",
+        "mute",
+        "stall",
+        "excessive-flush",
+        "slow",
+        "drip",
+        "small-chunks",
+        "late-chunks",
+        "never-cleared",
+        "flushed-before-cleared",
+        "flushed-after-cleared",
+    }
+    for where in ("listen", "flux", "speak", "speak-socket", "chat", "rest"):
         assert all(name == fault.name for name, fault in FAULTS[where].items())

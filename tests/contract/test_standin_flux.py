@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any, Final
 
 import httpx
@@ -19,6 +20,7 @@ from trio_websocket import (
 )
 
 from voicebot import audio
+from voicebot.standins.catalogue import FLUX_FAULTS
 from voicebot.standins.deepgram import Deepgram, open_deepgram
 from voicebot.standins.deepgram_rules import TOO_MANY_REQUESTS
 from voicebot.standins.flux_hearing import Thresholds, TurnTaker
@@ -172,7 +174,7 @@ async def held(
 ) -> tuple[list[dict[str, Any]], int]:
     """Send all this; return what came and the code of the close."""
     with trio.fail_after(5):
-        async with open_deepgram(texts=["Yes."], listen=conduct) as deepgram:
+        async with open_deepgram(texts=["Yes."], flux=conduct) as deepgram:
             async with connect(deepgram, query) as socket:
                 for message in sent:
                     await socket.send_message(message)
@@ -284,6 +286,28 @@ async def test_a_wrong_key_is_refused_and_a_hundred_keyterms_are_not() -> None:
             ]
             async with connect(deepgram, query) as socket:
                 assert "Connected" in await socket.get_message()
+
+
+async def test_what_is_fatal_is_told_before_the_close() -> None:
+    messages, code = await held(loud(600), conduct=FLUX_FAULTS["fatal-error"])
+    assert [message["type"] for message in messages][-1] == "Error"
+    assert messages[-1]["code"] == "INTERNAL_SERVER_ERROR"
+    assert code == 1011
+
+
+async def test_an_update_comes_again_after_the_end_of_its_turn() -> None:
+    said = loud(700) + audio.silence(800)
+    healthy, _ = await held(said, CLOSE_STREAM)
+    messages, _ = await held(said, CLOSE_STREAM, conduct=FLUX_FAULTS["reordered"])
+    late = [
+        (end, again)
+        for end, again in pairwise(messages)
+        if end.get("event") == "EndOfTurn" and again["event"] == "Update"
+    ]
+    assert len(late) == 1
+    assert late[0][1]["sequence_id"] < late[0][0]["sequence_id"]
+    assert late[0][1]["turn_index"] == late[0][0]["turn_index"]
+    assert len(messages) == len(healthy) + 1
 
 
 async def test_conducts_of_listening_apply() -> None:

@@ -24,20 +24,25 @@ from typing import Any
 from voicebot.standins.catalogue import (
     CHAT_FAULTS,
     FAULTS,
+    FLUX_FAULTS,
     HOST_FAULTS,
     HOSTS,
     LISTEN_FAULTS,
     REST_FAULTS,
     SPEAK_FAULTS,
+    SPEAK_SOCKET_FAULTS,
 )
 from voicebot.standins.chaos import (
     Chaos,
     random_chat,
+    random_flux,
     random_listen,
     random_rest,
     random_speak,
+    random_speak_socket,
 )
 from voicebot.standins.deepgram import Deepgram, open_deepgram
+from voicebot.standins.flux import FLUX, FluxConduct
 from voicebot.standins.groq import CHAT, ChatConduct, Groq, Replies, open_groq, quote_caller
 from voicebot.standins.http11 import Door, Exchange, HttpServer, Report
 from voicebot.standins.listen import LISTEN, Heard, ListenConduct, Texts
@@ -73,8 +78,8 @@ class Standins:
         """Let a fault of the catalogue happen to all requests from now on, and no other.
 
         Args:
-            where: a service, "listen", "speak", "chat" or "rest", or a host, "deepgram", "groq"
-                or "twilio": a key of `FAULTS`.
+            where: a service, "listen", "flux", "speak", "speak-socket", "chat" or "rest", or a
+                host, "deepgram", "groq" or "twilio": a key of `FAULTS`.
             fault: a key of `FAULTS[where]`.
 
         Raises:
@@ -110,7 +115,9 @@ class Standins:
     def _conducts(self) -> dict[str, Conducts[Any]]:
         return {
             "listen": self.deepgram.listen.conducts,
+            "flux": self.deepgram.flux.conducts,
             "speak": self.deepgram.speak.conducts,
+            "speak-socket": self.deepgram.speak_socket.conducts,
             "chat": self.groq.conducts,
             "rest": self.twilio.conducts,
         }
@@ -126,6 +133,7 @@ async def open_standins(
     texts: Texts = CALLER_TEXTS,
     replies: Replies = quote_caller,
     listen: Rule[ListenConduct] = LISTEN,
+    flux: Rule[ListenConduct] = FLUX,
     speak: Rule[SpeakConduct] = SPEAK,
     speak_socket: Rule[SpeakSocketConduct] = SPEAK_SOCKET,
     chat: Rule[ChatConduct] = CHAT,
@@ -137,7 +145,7 @@ async def open_standins(
     Args:
         texts: what callers say.
         replies: what the model says.
-        listen, speak, speak_socket, chat, rest: the standing conducts: delays and faults.
+        listen, flux, speak, speak_socket, chat, rest: the standing conducts: delays and faults.
         report: called when a request or a connection is over.
 
     Owns: three listening sockets and all connections.
@@ -148,6 +156,7 @@ async def open_standins(
             deepgram_port,
             texts=texts,
             listen=listen,
+            flux=flux,
             speak=speak,
             speak_socket=speak_socket,
             report=report,
@@ -162,11 +171,13 @@ __all__ = [
     "CALLER_TEXTS",
     "CHAT_FAULTS",
     "FAULTS",
+    "FLUX_FAULTS",
     "HOSTS",
     "HOST_FAULTS",
     "LISTEN_FAULTS",
     "REST_FAULTS",
     "SPEAK_FAULTS",
+    "SPEAK_SOCKET_FAULTS",
     "Canned",
     "Chaos",
     "ChatConduct",
@@ -174,6 +185,7 @@ __all__ = [
     "Deepgram",
     "Door",
     "Exchange",
+    "FluxConduct",
     "Groq",
     "Heard",
     "ListenConduct",
@@ -190,7 +202,9 @@ __all__ = [
     "open_standins",
     "open_twilio",
     "random_chat",
+    "random_flux",
     "random_listen",
     "random_rest",
     "random_speak",
+    "random_speak_socket",
 ]

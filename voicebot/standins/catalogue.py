@@ -16,14 +16,22 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
 
 from voicebot.standins import deepgram_rules, groq_rules, twilio_rules
+from voicebot.standins.flux import FluxConduct
 from voicebot.standins.groq import ChatConduct
 from voicebot.standins.http11 import Door
 from voicebot.standins.listen import DATA_0000, GOOD_BYE, NET_0000, NET_0001, Close, ListenConduct
 from voicebot.standins.script import Canned, Conduct
 from voicebot.standins.speak import SpeakConduct
+from voicebot.standins.speak_socket import (
+    BIG_0000,
+    MESSAGE_0000,
+    NET_0003,
+    SpeakSocketConduct,
+)
 from voicebot.standins.twilio import RestConduct
 
 C = TypeVar("C", bound=Conduct)
+ListenConductT = TypeVar("ListenConductT", bound=ListenConduct)
 
 AUDIO_BYTES: Final = 4_000  # half a second into what is heard or spoken
 TOKENS: Final = 2  # words into an answer
@@ -82,12 +90,26 @@ def _deepgram_refusals(kind: Any, *refusals: deepgram_rules.Refusal) -> dict[str
     }
 
 
-#: Of `/v1/listen`. Those that close do so after half a second of audio.
-LISTEN_FAULTS: Final[Mapping[str, ListenConduct]] = _named(
-    {
-        **_before_answer(ListenConduct),
+def _in_stream(kind: Any) -> dict[str, Any]:
+    """Return the ends that any WebSocket may come to, half a second of audio into it."""
+    return {
+        "close-1000": kind(end_after_bytes=AUDIO_BYTES, close=GOOD_BYE),
+        "close-net-0000": kind(end_after_bytes=AUDIO_BYTES, close=NET_0000),
+        "close-net-0001": kind(end_after_bytes=AUDIO_BYTES, close=NET_0001),
+        "close-data-0000": kind(end_after_bytes=AUDIO_BYTES, close=DATA_0000),
+        "close-no-code": kind(end_after_bytes=AUDIO_BYTES, close=Close(1005)),
+        "close-1006": kind(drop_after_bytes=AUDIO_BYTES),
+        "reset": kind(reset_after_bytes=AUDIO_BYTES),
+        "stall": kind(stall_after_bytes=AUDIO_BYTES),
+    }
+
+
+def _of_listening(kind: type[ListenConductT]) -> dict[str, ListenConductT]:
+    """Return what both interfaces have in common."""
+    return {
+        **_before_answer(kind),
         **_deepgram_refusals(
-            ListenConduct,
+            kind,
             deepgram_rules.BAD_QUERY,
             deepgram_rules.INVALID_AUTH,
             deepgram_rules.PAYMENT_REQUIRED,
@@ -99,55 +121,92 @@ LISTEN_FAULTS: Final[Mapping[str, ListenConduct]] = _named(
             deepgram_rules.UNAVAILABLE,
             deepgram_rules.GATEWAY_TIMEOUT,
         ),
-        "close-1000": ListenConduct(end_after_bytes=AUDIO_BYTES, close=GOOD_BYE),
-        "close-net-0000": ListenConduct(end_after_bytes=AUDIO_BYTES, close=NET_0000),
-        "close-net-0001": ListenConduct(end_after_bytes=AUDIO_BYTES, close=NET_0001),
-        "close-data-0000": ListenConduct(end_after_bytes=AUDIO_BYTES, close=DATA_0000),
-        "close-no-code": ListenConduct(end_after_bytes=AUDIO_BYTES, close=Close(1005)),
-        "close-1006": ListenConduct(drop_after_bytes=AUDIO_BYTES),
-        "reset": ListenConduct(reset_after_bytes=AUDIO_BYTES),
-        "deaf": ListenConduct(stall_after_bytes=0),
-        "stall": ListenConduct(stall_after_bytes=AUDIO_BYTES),
-        "late": ListenConduct(result_delay_s=LATE_S),
-        "drip": ListenConduct(drip_bytes=64, drip_s=0.02),
+        **_in_stream(kind),
+        "deaf": kind(stall_after_bytes=0),
+        "late": kind(result_delay_s=LATE_S),
+        "drip": kind(drip_bytes=64, drip_s=0.02),
+        "malformed-json": kind(garble="malformed-json"),
+        "no-object": kind(garble="no-object"),
+        "binary-message": kind(garble="binary-message"),
+        "broken-frame": kind(garble="broken-frame"),
+        "unknown-type": kind(garble="unknown-type"),
+        "unknown-fields": kind(garble="unknown-fields"),
+        "missing-fields": kind(garble="missing-fields"),
+        "wrong-types": kind(garble="wrong-types"),
+        "error-message": kind(garble="error-message"),
+        "duplicate": kind(garble="duplicate"),
+        "reordered": kind(garble="reordered"),
+    }
+
+
+#: Of `/v1/listen`. Those that close do so after half a second of audio.
+LISTEN_FAULTS: Final[Mapping[str, ListenConduct]] = _named(
+    {
+        **_of_listening(ListenConduct),
         "no-speech-final": ListenConduct(speech_final=False),
-        "malformed-json": ListenConduct(garble="malformed-json"),
-        "no-object": ListenConduct(garble="no-object"),
-        "binary-message": ListenConduct(garble="binary-message"),
-        "broken-frame": ListenConduct(garble="broken-frame"),
-        "unknown-type": ListenConduct(garble="unknown-type"),
-        "unknown-fields": ListenConduct(garble="unknown-fields"),
-        "missing-fields": ListenConduct(garble="missing-fields"),
-        "wrong-types": ListenConduct(garble="wrong-types"),
         "no-alternatives": ListenConduct(garble="no-alternatives"),
-        "error-message": ListenConduct(garble="error-message"),
-        "duplicate": ListenConduct(garble="duplicate"),
-        "reordered": ListenConduct(garble="reordered"),
     }
 )
+
+#: Of `/v2/listen`. As for v1, and what is fatal is told before the close.
+FLUX_FAULTS: Final[Mapping[str, FluxConduct]] = _named(
+    {
+        **_of_listening(FluxConduct),
+        "fatal-error": FluxConduct(end_after_bytes=AUDIO_BYTES, fatal=True, close=Close(1011)),
+        "no-end-of-turn": FluxConduct(speech_final=False),
+    }
+)
+
+
+def _speak_refusals(kind: type[C]) -> dict[str, C]:
+    return _deepgram_refusals(
+        kind,
+        deepgram_rules.BAD_QUERY,
+        deepgram_rules.INVALID_AUTH,
+        deepgram_rules.PAYMENT_REQUIRED,
+        deepgram_rules.TEXT_TOO_LONG,
+        deepgram_rules.UNPROCESSABLE,
+        deepgram_rules.TOO_MANY_REQUESTS,
+        deepgram_rules.INTERNAL,
+        deepgram_rules.BAD_GATEWAY,
+        deepgram_rules.UNAVAILABLE,
+        deepgram_rules.GATEWAY_TIMEOUT,
+    )
+
 
 #: Of `/v1/speak`.
 SPEAK_FAULTS: Final[Mapping[str, SpeakConduct]] = _named(
     {
         **_before_answer(SpeakConduct),
         **_in_body(SpeakConduct, AUDIO_BYTES),
-        **_deepgram_refusals(
-            SpeakConduct,
-            deepgram_rules.BAD_QUERY,
-            deepgram_rules.INVALID_AUTH,
-            deepgram_rules.PAYMENT_REQUIRED,
-            deepgram_rules.TEXT_TOO_LONG,
-            deepgram_rules.UNPROCESSABLE,
-            deepgram_rules.TOO_MANY_REQUESTS,
-            deepgram_rules.INTERNAL,
-            deepgram_rules.BAD_GATEWAY,
-            deepgram_rules.UNAVAILABLE,
-            deepgram_rules.GATEWAY_TIMEOUT,
-        ),
+        **_speak_refusals(SpeakConduct),
         "drip": SpeakConduct(drip_bytes=400, drip_s=0.1),  # half of real time
         "wav": SpeakConduct(wav=True),
         "wav-in-disguise": SpeakConduct(wav=True, content_type="audio/mulaw;rate=8000"),
         "one-byte-chunks": SpeakConduct(chunk_bytes=1),
+    }
+)
+
+#: Of the WebSocket at `/v1/speak`: of a connection, which speaks one piece after the other.
+SPEAK_SOCKET_FAULTS: Final[Mapping[str, SpeakSocketConduct]] = _named(
+    {
+        **_before_answer(SpeakSocketConduct),
+        **_speak_refusals(SpeakSocketConduct),
+        **_in_stream(SpeakSocketConduct),
+        "empty": SpeakSocketConduct(end_after_bytes=0),
+        "mute": SpeakSocketConduct(stall_after_bytes=0),
+        "close-data-0001": SpeakSocketConduct(chars=1),  # the first text is too much
+        "close-big-0000": SpeakSocketConduct(end_after_bytes=AUDIO_BYTES, close=BIG_0000),
+        "close-message-0000": SpeakSocketConduct(end_after_bytes=AUDIO_BYTES, close=MESSAGE_0000),
+        "close-net-0003": SpeakSocketConduct(end_after_bytes=AUDIO_BYTES, close=NET_0003),
+        "excessive-flush": SpeakSocketConduct(flushes=0),  # none is answered
+        "slow": SpeakSocketConduct(first_byte_s=LATE_S),
+        "drip": SpeakSocketConduct(rate=0.5),
+        "small-chunks": SpeakSocketConduct(chunk_bytes=8),
+        "late-chunks": SpeakSocketConduct(late_chunks=25),
+        "never-cleared": SpeakSocketConduct(cleared=False),
+        "flushed-before-cleared": SpeakSocketConduct(flushed_of_cleared="before"),
+        "flushed-after-cleared": SpeakSocketConduct(flushed_of_cleared="after"),
     }
 )
 
@@ -229,7 +288,7 @@ REST_FAULTS: Final[Mapping[str, RestConduct]] = _named(
     }
 )
 
-Service = Literal["listen", "speak", "chat", "rest"]
+Service = Literal["listen", "flux", "speak", "speak-socket", "chat", "rest"]
 Host = Literal["deepgram", "groq", "twilio"]
 HOSTS: Final[tuple[Host, ...]] = ("deepgram", "groq", "twilio")
 
@@ -237,7 +296,9 @@ HOSTS: Final[tuple[Host, ...]] = ("deepgram", "groq", "twilio")
 FAULTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "listen": LISTEN_FAULTS,
+        "flux": FLUX_FAULTS,
         "speak": SPEAK_FAULTS,
+        "speak-socket": SPEAK_SOCKET_FAULTS,
         "chat": CHAT_FAULTS,
         "rest": REST_FAULTS,
         **dict.fromkeys(HOSTS, HOST_FAULTS),

@@ -21,24 +21,30 @@ from typing import Any, Final, TypeVar
 from voicebot.standins.catalogue import (
     CHAT_FAULTS,
     FAULTS,
+    FLUX_FAULTS,
     LISTEN_FAULTS,
     REST_FAULTS,
     SPEAK_FAULTS,
+    SPEAK_SOCKET_FAULTS,
     Host,
     Service,
 )
+from voicebot.standins.flux import FluxConduct
 from voicebot.standins.groq import ChatConduct
 from voicebot.standins.http11 import Door
 from voicebot.standins.listen import ListenConduct
 from voicebot.standins.script import Conduct
 from voicebot.standins.speak import SpeakConduct
+from voicebot.standins.speak_socket import SpeakSocketConduct
 from voicebot.standins.twilio import RestConduct
 
 C = TypeVar("C", bound=Conduct)
 
 _SERVICES: Final[Mapping[type[Conduct], Service]] = {
     ListenConduct: "listen",
+    FluxConduct: "flux",
     SpeakConduct: "speak",
+    SpeakSocketConduct: "speak-socket",
     ChatConduct: "chat",
     RestConduct: "rest",
 }
@@ -49,6 +55,16 @@ _refusal: Final = attrgetter("refusal")  # each service has its own type of it
 def random_listen(rng: random.Random) -> ListenConduct:
     """Return a fault of a transcription."""
     return _choose(rng, LISTEN_FAULTS)
+
+
+def random_flux(rng: random.Random) -> FluxConduct:
+    """Return a fault of a transcription by Flux."""
+    return _choose(rng, FLUX_FAULTS)
+
+
+def random_speak_socket(rng: random.Random) -> SpeakSocketConduct:
+    """Return a fault of a connection that speaks."""
+    return _choose(rng, SPEAK_SOCKET_FAULTS)
 
 
 def random_speak(rng: random.Random) -> SpeakConduct:

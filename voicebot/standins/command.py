@@ -20,6 +20,7 @@ from voicebot.standins import (
     Chaos,
     ChatConduct,
     Conduct,
+    FluxConduct,
     ListenConduct,
     RestConduct,
     Rule,
@@ -112,10 +113,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _list_faults() -> str:
     return "faults by WHERE:\n" + "\n".join(
         textwrap.fill(
-            f"{where:9}{' '.join(names)}",
+            f"{where:14}{' '.join(names)}",
             width=96,
             initial_indent="  ",
-            subsequent_indent=" " * 11,
+            subsequent_indent=" " * 16,
             break_on_hyphens=False,
         )
         for where, names in FAULTS.items()
@@ -176,11 +177,13 @@ async def _serve(args: argparse.Namespace) -> None:
             groq_port=args.groq_port,
             twilio_port=args.twilio_port,
             listen=rule("listen", ListenConduct(result_delay_s=args.result_ms / 1000)),
+            flux=rule("flux", FluxConduct(result_delay_s=args.result_ms / 1000)),
             speak=rule(
                 "speak", SpeakConduct(delay_s=args.first_byte_ms / 1000, rate=args.speech_rate)
             ),
-            speak_socket=SpeakSocketConduct(
-                first_byte_s=args.first_byte_ms / 1000, rate=args.speech_rate
+            speak_socket=rule(
+                "speak-socket",
+                SpeakSocketConduct(first_byte_s=args.first_byte_ms / 1000, rate=args.speech_rate),
             ),
             chat=rule(
                 "chat",

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from voicebot.standins.deepgram_rules import NOT_FOUND, refuse
-from voicebot.standins.flux import Flux
+from voicebot.standins.flux import FLUX, Flux
 from voicebot.standins.http11 import Answer, Exchange, HttpServer, Report, open_http_server
 from voicebot.standins.listen import LISTEN, Listen, ListenConduct, Texts
 from voicebot.standins.script import CALLER_TEXTS, Rule
@@ -53,6 +53,7 @@ async def open_deepgram(
     api_key: str = "standin",
     texts: Texts = CALLER_TEXTS,
     listen: Rule[ListenConduct] = LISTEN,
+    flux: Rule[ListenConduct] = FLUX,
     speak: Rule[SpeakConduct] = SPEAK,
     speak_socket: Rule[SpeakSocketConduct] = SPEAK_SOCKET,
     report: Report | None = None,
@@ -62,7 +63,8 @@ async def open_deepgram(
     Args:
         api_key: the only key that is accepted.
         texts: what callers say.
-        listen: the standing conduct of `/v1/listen` and of `/v2/listen`.
+        listen: the standing conduct of `/v1/listen`.
+        flux: that of `/v2/listen`, which may be a `FluxConduct`.
         speak: the standing conduct of `/v1/speak`.
         speak_socket: that of the WebSocket there.
         report: called when a request or a connection is over.
@@ -70,7 +72,7 @@ async def open_deepgram(
     Owns: the listening socket and all connections.
     """
     listening = Listen(api_key, texts, listen)
-    taking_turns = Flux(api_key, texts, listen)
+    taking_turns = Flux(api_key, texts, flux)
     speaking = Speak(api_key, speak)
     conversing = SpeakSocket(api_key, speak_socket)
 

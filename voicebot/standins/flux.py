@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import trio
@@ -51,6 +51,16 @@ _RANGES: Final = {
     "eager_eot_threshold": (0.3, 0.9),
     "eot_timeout_ms": (500, 60_000),
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class FluxConduct(ListenConduct):
+    """How one connection is treated."""
+
+    fatal: bool = False  # an Error message comes before the close of `end_after_bytes`
+
+
+FLUX: Final = FluxConduct()
 
 _GOOD_BYE: Final = _End(Close(1005), flush=True)  # a close frame without a code
 _FATAL: Final = _End(Close(1011), flush=True)
@@ -101,9 +111,13 @@ class _FluxStream(_Stream):
         return await super()._receive(outbox)
 
     def _audio(self, audio: bytes) -> tuple[list[Message], _End | None]:
-        told = super()._audio(audio)
+        told, end = super()._audio(audio)
         self._expect_audio()
-        return told
+        if end is not None and isinstance(self._conduct, FluxConduct) and self._conduct.fatal:
+            return [self._error("INTERNAL_SERVER_ERROR", "Something went wrong.")], end._replace(
+                flush=True
+            )
+        return told, end
 
     def _expect_audio(self) -> None:
         self._idle_at = trio.current_time() + IDLE_TIMES * self._conduct.idle_s
@@ -128,8 +142,10 @@ class _FluxStream(_Stream):
                 return self._unparsable(f"unknown type {str(kind)[:40]}")
 
     def _unparsable(self, why: str) -> tuple[list[Message], _End | None]:
-        error = {"type": "Error", "code": "UNPARSABLE_CLIENT_MESSAGE", "description": why}
-        return [self._recognizer.numbered(error)], _FATAL
+        return [self._error("UNPARSABLE_CLIENT_MESSAGE", why)], _FATAL
+
+    def _error(self, code: str, why: str) -> Message:
+        return self._recognizer.numbered({"type": "Error", "code": code, "description": why})
 
     def _configure(self, message: Message) -> Message:
         recognizer, asked = self._recognizer, message.get("thresholds", {})

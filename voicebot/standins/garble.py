@@ -2,7 +2,8 @@
 
 Each fault is made from a message that is well, and mostly sent *before* it, so that a client
 which skips what it does not understand misses nothing. Nothing here knows what a message means,
-but for `is_final` and `alternatives` of v1; JSON objects of other endpoints may be garbled, too.
+but for what is interim: `is_final` and `alternatives` of v1, `event` of v2. JSON objects of other
+endpoints may be garbled, too.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Garbler:
                 return [text]
 
     def _late(self, message: Message) -> list[str | bytes]:
-        if message.get("is_final") is False:
+        if message.get("is_final") is False or message.get("event") in ("Update", "StartOfTurn"):
             self._interim = message
             return []
         late, self._interim = self._interim, None
