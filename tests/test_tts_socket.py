@@ -22,7 +22,7 @@ from voicebot.deepgram_socket import DeepgramSocket
 from voicebot.deepgram_speech import MAX_CHARS, MAX_FLUSHES, WINDOW_S, closed
 from voicebot.errors import LocalProtocolError, ProviderError, ProviderRejected
 from voicebot.hidden import open_hidden_nursery
-from voicebot.tts_socket import CLEAR_S, IDLE_S, MAX_AGE_S, SocketSynthesizer
+from voicebot.tts_socket import CLEAR_S, IDLE_S, MAX_AGE_S, MUTE_S, SocketSynthesizer
 
 AUDIO = b"\xff" * 800
 
@@ -176,6 +176,44 @@ async def test_socket_that_does_not_clear_in_time_is_closed(
         deepgram.answer = Deepgram.speak
         assert await speak(synthesizer) == AUDIO * 2
         assert len(deepgram.sockets) == 2
+
+
+@pytest.mark.parametrize("late_s, sockets", [(MUTE_S, 2), (MUTE_S - 0.01, 1)])
+async def test_socket_that_said_nothing_when_it_was_left_is_not_kept(
+    autojump_clock: MockClock, late_s: float, sockets: int
+) -> None:
+    def answer(socket: Socket, kind: str) -> None:
+        if kind == "Clear":
+            socket.say('{"type":"Cleared"}')
+
+    async with open_pretended() as (synthesizer, deepgram):
+        deepgram.answer = answer
+        speech = synthesizer.open_speech("Hello.")
+        chunks = await speech.__aenter__()
+        with trio.move_on_after(late_s):
+            await anext(chunks)
+        await speech.__aexit__(None, None, None)
+        await trio.sleep(0.2)
+        deepgram.answer = Deepgram.speak
+        assert await speak(synthesizer) == AUDIO * 2
+        assert len(deepgram.sockets) == sockets
+        assert ("Clear" in deepgram.sockets[0].heard) is (sockets == 1)
+        # One that has spoken before and begins at once is as good as new.
+        await speak(synthesizer)
+        assert len(deepgram.sockets) == sockets
+
+
+async def test_socket_that_was_to_be_ready_and_could_not_be_had_is_told(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_pretended() as (synthesizer, deepgram):
+        deepgram.refusal = ProviderError("deepgram-tts", "down", retryable=True)
+        synthesizer.warm()
+        await trio.sleep(1)
+        [logged] = [r for r in caplog.records if r.message == "tts_socket_failed"]
+        assert "down" in logged.error  # type: ignore[attr-defined]
+        deepgram.refusal = None
+        assert await speak(synthesizer) == AUDIO * 2
 
 
 async def test_nothing_is_sent_behind_half_a_message(autojump_clock: MockClock) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import ssl
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 # the bot speaks about every 8 s.
 IDLE_S: Final = 30.0
 MAX_AGE_S: Final = 3_300.0  # Deepgram closes after an hour, and a piece takes less than a minute
+# A piece that was left without a sound after this long: the socket may be one that answers Clear
+# and speaks no more, which the next try must not get. Usual is 0.2 s, and a new one costs 0.3 s.
+MUTE_S: Final = 0.5
 CLEAR_S: Final = 1.0  # a round trip takes 0.1 s; a new socket 0.3 s, so waiting longer is no gain
 MAX_NOTICES: Final = 16  # kinds of warning that are logged for each socket, once
 
@@ -175,6 +179,8 @@ class SocketSynthesizer:
                 await self._lend_out(line, opening)
         except ProviderError as exc:
             opening.error = exc  # of a socket that was open, its user learns in his own way
+            if line is None and not opening.wanted:  # nobody else tells
+                log.warning("tts_socket_failed", extra={"error": str(exc)})
         except Exception as exc:  # a bug must not end all calls
             log.exception("tts_socket_crashed")
             opening.error = ProviderError(TTS, f"cannot open a socket: {exc!r:.200}")
@@ -236,6 +242,8 @@ class _Line:
         self._old_at = trio.current_time() + MAX_AGE_S
         # A message was broken off, and what is sent next would be read as its rest; or lost.
         self._broken = False
+        self._asked_at = math.inf  # for a piece of which nothing has come
+        self._mute = False  # left without a sound
         self._noticed: set[str] = set()
         self._watching: trio.CancelScope | None = None
         self._let_go = trio.Event()
@@ -263,7 +271,7 @@ class _Line:
         Raises:
             ProviderError: the socket is lost.
         """
-        if self._broken:
+        if self._broken or self._mute:
             return False
         with trio.move_on_after(CLEAR_S):
             self._speaking.clear()
@@ -297,6 +305,7 @@ class _Line:
     def give_back(self) -> None:
         """Note that nobody has the socket any more."""
         self.lent = False
+        self._mute = trio.current_time() - self._asked_at >= MUTE_S
         self.returned.set()
 
     async def take(self) -> bool:
@@ -320,7 +329,8 @@ class _Line:
         Cancellation: the socket may be of no use any more, which `settle` sees to.
         """
         message = deepgram_speech.speak_message(text)
-        self._speaking.speak(len(text), trio.current_time())
+        self._asked_at = trio.current_time()
+        self._speaking.speak(len(text), self._asked_at)
         await self._send(message)
         await self._send(FLUSH)
 
@@ -339,6 +349,7 @@ class _Line:
                 self._broken = True
                 raise
             if audio or self.clean:
+                self._asked_at = math.inf
                 return audio
 
     async def _send(self, message: str) -> None:

@@ -19,6 +19,7 @@ import random
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import pytest
@@ -42,16 +43,20 @@ from voicebot.standins import (
     HOSTS,
     Conduct,
     Door,
+    Exchange,
     Rule,
     SpeakConduct,
+    SpeakSocketConduct,
     Standins,
     open_standins,
 )
+from voicebot.standins.flux import FLUX
 from voicebot.standins.groq import CHAT
 from voicebot.standins.http11 import HttpServer
 from voicebot.standins.listen import LISTEN
 from voicebot.standins.script import Conducts
 from voicebot.standins.speak import SPEAK
+from voicebot.standins.speak_socket import SPEAK_SOCKET
 from voicebot.standins.twilio import Call
 from voicebot.standins.voice import speak
 from voicebot.transport import tls_context
@@ -77,7 +82,13 @@ SETTINGS: Final = {
 }
 TEXTS: Final = ("tell me about the rooms", "thank you very much")
 ANSWERED: Final = "welcome"  # within the half second that a short answer has
+#: Which of the provider's interfaces are used, where they are not the usual ones.
+PARTS: Final[dict[str, dict[str, str]]] = {
+    "flux": {"VOICEBOT_DEEPGRAM_STT_MODEL": "flux-general-en"},
+    "speak-socket": {"VOICEBOT_DEEPGRAM_TTS_TRANSPORT": "websocket"},
+}
 PARTINGS: Final = ("cannot hear you", "is not working")
+APOLOGY: Final = "did not manage"
 REPLIES: Final = ("We have two rooms. Both are free.", "Welcome here. Good day.")
 HEALTHY_PAUSE_S: Final = 1.2  # between the bot's last sound and the caller's next turn
 CALL_S: Final = 60.0  # a call that is not over then is stuck
@@ -93,11 +104,20 @@ LISTEN_BYTES: Final[dict[str, int]] = {
     "while thinking": 29_500,
     "while speaking": 38_000,
 }
+SPEECH_BYTES: Final[dict[str, int]] = {"while thinking": 4_000, "while speaking": 12_000}
 CHAT_TOKENS: Final = 5
 CHAT_BYTES: Final = 1_700
 
 #: Not so for the client, which waits or passes on what it gets, but for a call.
-_FAIL_A_CALL: Final = {("listen", "deaf"), ("listen", "stall")}
+_FAIL_A_CALL: Final = {
+    ("listen", "deaf"),
+    ("listen", "stall"),
+    ("speak", "drip"),
+    ("speak-socket", "drip"),
+    ("speak-socket", "slow"),
+}
+#: And the other way round: where Flux is never sure, the ears are.
+_HARMLESS: Final = {("flux", "no-end-of-turn")}
 #: Held alone: a request has 16,000 chunks, of which provider and bot take all of a core.
 _CROWD: Final = {("speak", "one-byte-chunks")}
 
@@ -149,7 +169,7 @@ class Limits:
         answered = self.unfilled_s if phase == "at boot" else self.filled_s
         if where == "deepgram":
             return self.deaf_s + answered
-        if where == "listen":
+        if where in ("listen", "flux"):
             return max(self.deaf_s, answered)
         return max(answered, HANG_UP_PAUSE_S)  # the caller's own pause before hanging up
 
@@ -182,6 +202,8 @@ class Case:
         """Whether a request that meets the fault comes to nothing, or breaks off."""
         if self.where in HOSTS or (self.where, self.fault) in _FAIL_A_CALL:
             return True
+        if (self.where, self.fault) in _HARMLESS:
+            return False
         expected = expected_of(self.where, self.fault)
         cut = isinstance(expected, Fails) and expected.kind is ReplyCut  # which is said as it is
         return isinstance(expected, Fails | Hangs) and not cut
@@ -193,17 +215,29 @@ class Case:
         return not isinstance(expected, Fails) or expected.retryable
 
     @property
+    def outlasts(self) -> bool:
+        """Whether the caller, who has been told, has gone before the bot gives up.
+
+        Nobody asks Flux for an answer: each try is given up for its silence alone, and one that
+        worked before is tried once more.
+        """
+        worked = self.phase in ("while thinking", "while speaking")
+        return (self.where, self.fault) == ("flux", "stall") and self.standing and worked
+
+    @property
     def outcomes(self) -> set[Outcome]:
         """How the call may end."""
-        if self.where == "listen" and self.fails and not self.retryable:
+        if self.where in ("listen", "flux") and self.fails and not self.retryable:
             # There is no other recogniser. One that had worked is opened once more.
             worked = self.phase not in ("at boot", "at the start") and not self.standing
             return {Outcome.NO_RECOGNITION} | ({Outcome.HUNG_UP} if worked else set())
-        if not (self.standing and self.fails):
+        if not (self.standing and self.fails) or self.outlasts:
             return {Outcome.HUNG_UP}
         return {
             "listen": {Outcome.NO_RECOGNITION},
+            "flux": {Outcome.NO_RECOGNITION},
             "speak": {Outcome.NO_SPEECH},
+            "speak-socket": {Outcome.NO_SPEECH},
             "chat": {Outcome.NO_ANSWERS},
             # A connection that is open, or ready, is not met by what happens at the door.
             "deepgram": {Outcome.NO_RECOGNITION, Outcome.NO_SPEECH, Outcome.HUNG_UP},
@@ -237,6 +271,11 @@ class Held:
     def answered(self) -> bool:
         """Whether the caller heard the answer to the last turn."""
         return said(self.recording, ANSWERED)
+
+    @property
+    def apologised(self) -> bool:
+        """Whether the caller heard that the last turn was not understood."""
+        return said(self.recording, APOLOGY)
 
     @property
     def was_told(self) -> bool:
@@ -323,8 +362,8 @@ class WatchedLine:
         await self._line.aclose()
 
 
-def environment(standins: Standins) -> dict[str, str]:
-    return {**standins.environment(), **SETTINGS, "PUBLIC_URL": PUBLIC_URL}
+def environment(standins: Standins, parts: Mapping[str, str]) -> dict[str, str]:
+    return {**standins.environment(), **SETTINGS, **parts, "PUBLIC_URL": PUBLIC_URL}
 
 
 def caller() -> Script:
@@ -347,11 +386,17 @@ def lean() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def open_scene(**given: Any) -> AsyncGenerator[tuple[Standins, Server]]:
-    """Serve, with providers of one's own."""
+async def open_scene(
+    parts: Mapping[str, str] = MappingProxyType({}), **given: Any
+) -> AsyncGenerator[tuple[Standins, Server]]:
+    """Serve, with providers of one's own.
+
+    Args:
+        parts: settings besides the usual ones.
+    """
     given = {"texts": TEXTS, "replies": REPLIES, **given}
     async with open_standins(**given) as standins:
-        async with open_server(environment(standins)) as server:
+        async with open_server(environment(standins, parts)) as server:
             yield standins, server
 
 
@@ -360,11 +405,19 @@ async def know_phrases(
 ) -> None:
     """Wait until what is said word for word is known; from then on let speech be as it is."""
     wanted = len(Phrases(plan_of(server.settings)).missing)
-    speeches = standins.deepgram.speak.speeches
-    standins.deepgram.speak.conducts.rule = SpeakConduct(rate=math.inf)
-    while sum(s.exchange.outcome == "complete" for s in speeches) < wanted:  # noqa: ASYNC110  # another program, as far as tests go
+    speaking, talking = standins.deepgram.speak, standins.deepgram.speak_socket
+    speaking.conducts.rule = SpeakConduct(rate=math.inf)
+    # Whoever speaks later is to open a socket of its own.
+    talking.conducts.rule = SpeakSocketConduct(rate=math.inf, idle_s=0.1)
+
+    def known() -> int:
+        return sum(speech.exchange.outcome == "complete" for speech in speaking.speeches) + sum(
+            speaking.sent["Flushed"] for speaking in talking.connections
+        )
+
+    while known() < wanted or talking.connections_open:  # noqa: ASYNC110  # another program, as far as tests go
         await trio.sleep(0.02)
-    standins.deepgram.speak.conducts.rule = then
+    speaking.conducts.rule, talking.conducts.rule = then, SPEAK_SOCKET
 
 
 async def call_in(
@@ -407,8 +460,7 @@ async def leftovers(standins: Standins, server: Server, sid: str) -> tuple[str, 
             f"{e.method} {e.path}"
             for host in HOSTS
             for e in standins.hosts[host].exchanges
-            # Nor is a sentence that is learned for all calls of this one.
-            if e.outcome == "open" and not (e.path == "/v1/speak" and is_phrase(server, e.body))
+            if e.outcome == "open" and not (e.path == "/v1/speak" and of_all_calls(server, e))
         ]
         left = (*tasks, *lines, *requests)
         if not left or trio.current_time() > until:
@@ -416,8 +468,11 @@ async def leftovers(standins: Standins, server: Server, sid: str) -> tuple[str, 
         await trio.sleep(0.02)
 
 
-def is_phrase(server: Server, body: bytes) -> bool:
-    return json.loads(body)["text"] in Phrases(plan_of(server.settings)).missing
+def of_all_calls(server: Server, exchange: Exchange) -> bool:
+    """Whether a request for speech is a socket, or a sentence that is learned for all calls."""
+    if exchange.method == "GET":
+        return True
+    return json.loads(exchange.body)["text"] in Phrases(plan_of(server.settings)).missing
 
 
 def task_names() -> list[str]:
@@ -446,7 +501,8 @@ class Trouble:
         """Hear that a call has come so far."""
         case = self._case
         match case.where:
-            case "listen":  # a connection is there from the start, and keeps its conduct
+            # A connection is there from the start, and keeps its conduct.
+            case "listen" | "flux" | "speak-socket":
                 due: Phase = "at boot" if case.phase == "at boot" else "at the start"
             case "speak" | "chat" if case.phase == "while speaking":
                 due = "while thinking"  # requests are made before they are heard
@@ -465,6 +521,8 @@ class Trouble:
         fault = moved(case)
         services: dict[str, tuple[Conducts[Any], Conduct]] = {
             "listen": (standins.deepgram.listen.conducts, LISTEN),
+            "flux": (standins.deepgram.flux.conducts, FLUX),
+            "speak-socket": (standins.deepgram.speak_socket.conducts, SPEAK_SOCKET),
             "speak": (standins.deepgram.speak.conducts, SPEAK),
             "chat": (standins.groq.conducts, CHAT),
         }
@@ -495,8 +553,10 @@ def moved(case: Case) -> Conduct:
     fault: Conduct = FAULTS[case.where][case.fault]
     moments: dict[str, Any] = {}
     for name in fault.changes():
-        if name.endswith("_after_bytes") and case.where == "listen":
+        if name.endswith("_after_bytes") and case.where in ("listen", "flux"):
             moments[name] = LISTEN_BYTES.get(case.phase)
+        elif name.endswith("_after_bytes") and case.where == "speak-socket":
+            moments[name] = SPEECH_BYTES.get(case.phase)
         elif name.endswith("_after_bytes") and case.where == "chat":
             moments[name] = CHAT_BYTES if case.phase == "while speaking" else None
         elif name.endswith("_after_tokens"):
@@ -511,7 +571,8 @@ def has_moment(where: str, fault: str) -> bool:
 
 async def hold(case: Case) -> Held:
     """Hold the call of a case."""
-    async with open_scene() as (standins, server), trio.open_nursery() as nursery:
+    parts = PARTS.get(case.where, {})
+    async with open_scene(parts) as (standins, server), trio.open_nursery() as nursery:
         trouble = Trouble(case, standins, nursery)
         if case.phase == "at boot":
             # The server has begun to learn; what it knows so far does not matter.
@@ -533,15 +594,20 @@ def problems(case: Case, held: Held) -> list[str]:
         found.append(f"silent for {held.silence_s:.1f} s, {limit_s:.1f} s allowed")
     if held.outcome not in case.outcomes:
         found.append(f"ended with {held.outcome.value}")
-    if held.outcome is Outcome.HUNG_UP and not held.answered:
+    heard = held.apologised if case.outlasts else held.answered
+    if held.outcome is Outcome.HUNG_UP and not heard:
         found.append("the last turn was not answered")
     if held.outcome is not Outcome.HUNG_UP and not held.was_told:
         found.append("the caller was not told")
     met = case.fault in held.met
     if case.where in HOSTS:  # a spare connection may meet it, and no request
         met = held.outcome is not Outcome.HUNG_UP
-    # What fails at boot fails those who learn the phrases, and not a call.
-    if case.fails and met and case.phase != "at boot" and not held.failures:
+    # What fails at boot fails those who learn the phrases, and not a call. Nor does a socket that
+    # could not be had in advance.
+    ahead = case.phase == "at boot" or (
+        case.where == "speak-socket" and case.phase == "at the start" and not case.standing
+    )
+    if case.fails and met and not ahead and not held.failures:
         found.append("nothing of it on the timeline")
     if held.left:
         found.append(f"left: {', '.join(held.left)}")
@@ -588,7 +654,10 @@ def _phases(where: str, fault: str) -> tuple[Phase, ...]:
             if has_moment(where, fault)
             else ("while thinking",)
         )
-    if where == "listen" and has_moment(where, fault):
+    if where == "speak-socket":  # what has no moment meets whoever connects
+        later = ("while thinking", "while speaking")
+        return ("at boot", *(later if has_moment(where, fault) else ("at the start",)))
+    if where in ("listen", "flux") and has_moment(where, fault):
         return ("at the start", "in the greeting", "while thinking", "while speaking")
     return ("at the start",)
 

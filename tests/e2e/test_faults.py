@@ -53,7 +53,16 @@ from voicebot.standins.speak import SPEAK
 from voicebot.standins.voice import speak
 
 ALL = os.environ.get("VOICEBOT_FAULTS") == "all"
-SAMPLES = {"listen": 12, "speak": 14, "chat": 12, "deepgram": 8, "groq": 8, "twilio": 2}
+SAMPLES = {
+    "listen": 12,
+    "flux": 10,
+    "speak": 14,
+    "speak-socket": 10,
+    "chat": 12,
+    "deepgram": 8,
+    "groq": 8,
+    "twilio": 2,
+}
 SEEDS = range(6)
 FAULTY_CALLS = 10
 
