@@ -4,9 +4,9 @@
     python -m tests.e2e.chaos --replay 17                 one call, with its schedule and timeline
 
 A seed is a schedule: what the n-th request of each service and the n-th connection to each host
-meet. How many requests there are, and when, depends on the machine, so a replay meets the same
-faults and may go another way. Nothing is known beforehand either: what is said word for word is
-learned from the same bad providers.
+meet, and which of Deepgram's interfaces are used. How many requests there are, and when, depends
+on the machine, so a replay meets the same faults and may go another way. Nothing is known
+beforehand either: what is said word for word is learned from the same bad providers.
 
 What must be true whatever happens: the call ends, the caller is never left in silence for longer
 than all tries take together, nothing is left of the call.
@@ -29,6 +29,7 @@ import trio
 from tests.e2e.faulty import (
     AT_ONCE,
     CALL_S,
+    PARTS,
     SETTINGS,
     Held,
     Limits,
@@ -39,9 +40,11 @@ from tests.e2e.faulty import (
 )
 from voicebot.config import load, plan_of
 from voicebot.standins import HOSTS, Chaos
+from voicebot.standins.flux import FLUX
 from voicebot.standins.groq import CHAT
 from voicebot.standins.listen import LISTEN
 from voicebot.standins.speak import SPEAK
+from voicebot.standins.speak_socket import SPEAK_SOCKET
 from voicebot.standins.twilio import REST
 
 RATES = (0.1, 0.3, 0.6)  # of requests that meet a fault: a bad day, a worse one, an outage
@@ -63,13 +66,23 @@ def rate_of(seed: int) -> float:
     return random.Random(f"rate {seed}").choice(RATES)
 
 
+def parts_of(seed: int) -> dict[str, str]:
+    """Return which of the provider's interfaces are used with this seed: each in half of them."""
+    rng = random.Random(f"parts {seed}")
+    chosen = [settings for settings in PARTS.values() if rng.random() < 0.5]
+    return {name: value for settings in chosen for name, value in settings.items()}
+
+
 async def hold(seed: int) -> Result:
     """Hold the call of a seed."""
     chaos, doors = Chaos(seed, rate_of(seed)), Chaos(seed, DOORS * rate_of(seed))
     with trio.move_on_after(CALL_S + 15):
         async with open_scene(
+            parts_of(seed),
             listen=chaos.rule(LISTEN),
+            flux=chaos.rule(FLUX),
             speak=chaos.rule(SPEAK),
+            speak_socket=chaos.rule(SPEAK_SOCKET),
             chat=chaos.rule(CHAT),
             rest=chaos.rule(REST),
         ) as (standins, server):

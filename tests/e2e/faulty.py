@@ -218,11 +218,11 @@ class Case:
     def outlasts(self) -> bool:
         """Whether the caller, who has been told, has gone before the bot gives up.
 
-        Nobody asks Flux for an answer: each try is given up for its silence alone, and one that
-        worked before is tried once more.
+        Each try is given up for its silence alone, and one that worked before is tried once more.
         """
         worked = self.phase in ("while thinking", "while speaking")
-        return (self.where, self.fault) == ("flux", "stall") and self.standing and worked
+        listens = self.where in ("listen", "flux")
+        return listens and self.fault == "stall" and self.standing and worked
 
     @property
     def outcomes(self) -> set[Outcome]:
