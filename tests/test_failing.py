@@ -135,14 +135,23 @@ async def test_a_slow_tool_has_words_of_its_own(
     assert turn.heard == turn.generated == "Done."  # an aside is nothing that was answered
 
 
-async def test_words_of_a_tool_do_not_fall_into_what_is_being_said(autojump_clock: Clock) -> None:
+@pytest.mark.parametrize("speed", [10.0, 1.2])
+async def test_words_of_a_tool_do_not_fall_into_what_is_being_said(
+    speed: float, autojump_clock: Clock
+) -> None:
     said = "This is said while the tool runs."  # for 1.65 s
     chat = FakeChat([[said, ToolCall("1", "book", "{}")], "Done."])
     socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=14.0)
 
     summary = await run_call(
         socket,
-        ports(FakeEar(["book it"]), chat, tools=(slow(3.5),), canned=canned(LOOK)),
+        ports(
+            FakeEar(["book it"]),
+            chat,
+            FakeVoice(speed=speed),
+            tools=(slow(3.5),),
+            canned=canned(LOOK),
+        ),
         plan(timeouts=TIMES, **TEXTS),
     )
 

@@ -138,6 +138,7 @@ async def test_piece_left_early_is_cleared_and_its_socket_kept(autojump_clock: M
         deepgram.answer = answer
         async with synthesizer.open_speech("A long story.") as chunks:
             assert await anext(chunks) == AUDIO
+            await trio.sleep(MUTE_S)
             left = trio.current_time()
         assert trio.current_time() == left  # nothing is waited for
         await trio.sleep(0.5)
