@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
 import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,21 @@ from voicebot import recording
 from voicebot.audio import FRAME_BYTES
 from voicebot.errors import StoreError
 from voicebot.metrics import Metrics
+from voicebot.plan import CallPlan
 from voicebot.ports import Tape
 from voicebot.recording import Recorder, Recording, open_recorder
+from voicebot.tape import Mixer
+from voicebot.testing import (
+    HeldCall,
+    InterruptAfter,
+    Network,
+    Script,
+    ScriptedChat,
+    caller_coughs,
+    caller_says,
+    hold,
+    toy_ports,
+)
 
 SID = "CA" + "1" * 32
 VOICE, QUIET = b"\x11", b"\xff"
@@ -308,12 +323,15 @@ async def test_what_is_too_old_goes_and_nothing_else(
     for age in (1, 31, 91):
         for name in (f"CA{age}.wav", f"CA{age}.txt", f"my {age}.wav"):
             (disk.folder / name).write_bytes(recording.header(0))
+        (disk.folder / f"music{age}.wav").write_bytes(recording.header(0).replace(b"fact", b"FACT"))
+        for name in (f"CA{age}.wav", f"CA{age}.txt", f"my {age}.wav", f"music{age}.wav"):
             then = time.time() - age * 86_400
             os.utime(disk.folder / name, (then, then))
     async with disk.recorder(days=days, records_days=records_days) as recorder:
         await looked(recorder)
     assert sorted(disk.folder.glob("CA*.wav")) == [disk.folder / f"CA{age}.wav" for age in kept]
-    assert len(list(disk.folder.glob("CA*.txt"))) == len(list(disk.folder.glob("my *"))) == 3
+    for others in ("CA*.txt", "my *", "music*"):
+        assert len(list(disk.folder.glob(others))) == 3
 
 
 async def test_a_recording_is_deleted_with_what_is_still_to_be_written(
@@ -347,3 +365,80 @@ async def test_a_file_that_cannot_be_looked_at_keeps_no_other_from_it(
     for name in ("CA1", "CA3"):
         assert disk.channels(disk.folder / f"{name}.wav")[0] == VOICE * 50
     assert caplog.messages.count("recording_not_looked_at") == 1
+
+
+# Whole calls, by what came out of the caller's phone.
+
+
+def held(network: Network, seed: int = 0) -> tuple[HeldCall, bytes, bytes]:
+    """Hold a call with three interruptions and a cough; return it, and what was recorded."""
+    chance = random.Random(seed)
+    words = ["".join(chance.sample("abcdefghijklmnopqrstuvwxyz", 5)) for _ in range(200)]
+    replies = [" ".join(words[n : n + 40]) + "." for n in range(0, 200, 40)]
+    script = Script(
+        (
+            caller_says("hello there"),
+            *(caller_says("stop", InterruptAfter(chance.randrange(300, 4_000))) for _ in range(3)),
+            caller_coughs(InterruptAfter(1_500)),
+        )
+    )
+    mixer = Mixer()
+    ports = replace(toy_ports(chat=ScriptedChat(replies)), tape=mixer)
+    call = hold(script, ports, CallPlan("x", "Good day to you."), network=network, seed=seed)
+    both = mixer.take(rest=True)
+    return call, both[0::2], both[1::2]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Network(),
+        Network(delay_ms=40),
+        Network(delay_ms=150),
+        Network(delay_ms=40, lost_marks=0.2),
+    ],
+    ids=["at once", "40 ms", "150 ms", "marks are lost"],
+)
+def test_on_a_steady_line_it_is_what_was_lived_to_the_sample(network: Network) -> None:
+    call, caller, bot = held(network)
+    assert len(call.recording.clears) == 4
+    assert len(caller) == len(bot) >= len(call.recording.heard) - 2 * FRAME_BYTES
+    assert caller == call.recording.caller[: len(caller)]
+    assert bot == call.recording.heard[: len(bot)]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Network(delay_ms=40, jitter_ms=80, seed=1),
+        Network(delay_ms=40, batch_ms=100),
+        Network(delay_ms=40, drift=0.001),
+        Network(delay_ms=40, stalls=((6.0, 1.0), (14.0, 0.6))),
+    ],
+    ids=["jitter", "bunches", "drift", "stalls"],
+)
+def test_on_a_bad_line_it_is_within_a_tenth_of_a_second(network: Network) -> None:
+    call, caller, bot = held(network)
+    heard = call.recording.heard
+    assert caller == call.recording.caller[: len(caller)]
+    length, reach = 800, 8_000
+    near = found = sounding = 0
+    for at in range(0, len(heard) - length, length // 2):
+        window = heard[at : at + length]
+        if window.count(QUIET) > length // 2:
+            continue
+        sounding += 1
+        begin = max(0, at - reach)
+        place = bot.find(window, begin, at + reach)
+        found += place >= 0
+        near += place >= 0 and abs(place - at) <= 800
+    assert near >= 0.97 * sounding  # what was sent into a stall is known to no less than that
+    assert sounding > 200
+    # Of what was cleared there is nothing: no sound where the phone was silent all around.
+    unheard = [
+        at
+        for at in range(0, len(bot), 80)
+        if bot[at : at + 80].count(QUIET) < 80
+        and not heard[max(0, at - 800) : at + 880].strip(QUIET)
+    ]
+    assert len(unheard) * 10 <= (300 if network.stalls else 0)

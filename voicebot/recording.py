@@ -105,17 +105,25 @@ def _write_at(path: Path, place: int | None, block: bytes) -> int:
     return place
 
 
-def _mend(path: Path) -> bool:
+def _promised(path: Path) -> int | None:
+    """Return how much audio a file says that it has; None: it is no recording of ours."""
+    with path.open("rb") as file:
+        found = file.read(_HEADER.size)
+    if len(found) < _HEADER.size:
+        return None
+    data_bytes: int = _HEADER.unpack(found)[-1]
+    return data_bytes if data_bytes < 2**31 and found == header(data_bytes) else None
+
+
+def _mend(path: Path, promised: int) -> bool:
     """Make the lengths in a file's header those of the file; return whether they were not."""
+    there = path.stat().st_size - _HEADER.size
+    there -= there % _CHANNELS
+    if there == promised:
+        return False
     with path.open("r+b") as file:
-        there = file.seek(0, os.SEEK_END) - _HEADER.size
-        right = header(max(0, there - there % _CHANNELS))
-        file.seek(0)
-        if there < 0 or file.read(_HEADER.size) == right:
-            return False
-        file.seek(0)
-        file.write(right)
-        return True
+        file.write(header(there))
+    return True
 
 
 # --- The recorder of a process
@@ -320,14 +328,15 @@ class Recorder:
         oldest = time.time() - self._days * 86_400 if self._days else -inf
         gone = mended = 0
         for file in self.folder.glob("*.wav"):  # a folder that is away has none
-            if path_of(self.folder, file.stem) is None:
-                continue  # it is not ours
             try:
+                promised = _promised(file)
+                if promised is None or path_of(self.folder, file.stem) is None:
+                    continue  # somebody's music
                 if file.stat().st_mtime < oldest:
                     file.unlink()
                     gone += 1
                 else:
-                    mended += _mend(file)
+                    mended += _mend(file, promised)
             except OSError as exc:  # the others are looked at, and this one again in an hour
                 _log.error("recording_not_looked_at", extra={"error": str(exc)})
         if gone or mended:
