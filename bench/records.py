@@ -1,11 +1,13 @@
-"""What it costs to keep records: CPU of the server per second of call, without and with a database.
+"""What it costs to keep records: CPU of the server per second of call, without and with them.
 
     python -m bench.records --rounds 4 --postgres postgresql://postgres@127.0.0.1/test
+    python -m bench.records --rounds 6 --kinds none,recordings
 
-Each round serves the same number of calls to a new server without a database, with SQLite, and with
-PostgreSQL where one is named, in an order that changes. Callers say something short again and
+Each round serves the same number of calls to a new server without a database, with SQLite, with
+recordings and no database, and with PostgreSQL where one is named, in an order that changes.
+Callers say something short again and
 again, so that there are more turns in a minute than with people. The CPU time is that of the whole
-process, the threads of the database included; the figure of interest is the ratio within a round.
+process, its threads included; the figure of interest is the ratio within a round.
 """
 
 from __future__ import annotations
@@ -91,13 +93,18 @@ async def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     with stand_ins(lost=False) as standins, tempfile.TemporaryDirectory() as folder:
         for n in range(options.rounds):
-            urls = {"none": "", "SQLite": f"sqlite:///{folder}/{n}.db"}
+            kinds = {
+                "none": {},
+                "SQLite": {"VOICEBOT_DATABASE_URL": f"sqlite:///{folder}/{n}.db"},
+                "recordings": {"VOICEBOT_RECORDING__PATH": f"{folder}/{n}"},
+                "PostgreSQL": {"VOICEBOT_DATABASE_URL": options.postgres},
+            }
+            order = [kind for kind in kinds if kind in options.kinds.split(",")]
             if options.postgres:
-                urls["PostgreSQL"] = options.postgres
-            order = list(urls)
+                order.append("PostgreSQL")
             random.Random(n).shuffle(order)
             for kind in order:
-                environ = {**settings(standins), "VOICEBOT_DATABASE_URL": urls[kind]}
+                environ = {**settings(standins), "VOICEBOT_DATABASE_URL": "", **kinds[kind]}
                 with serving(environ) as (url, pid):
                     one = await share(url, pid, options.at_once, clips)
                 found.setdefault(kind, []).append(one)
@@ -109,6 +116,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--kinds", default="none,SQLite,recordings", help="with commas between")
     parser.add_argument("--at-once", type=int, default=10, help="calls")
     parser.add_argument("--postgres", default="", help="URL of a database that may be written to")
     options = parser.parse_args()

@@ -256,14 +256,14 @@ async def test_while_a_secret_is_asked_for_nothing_of_the_caller_is_recorded(
     ask = ToolCall("x", "expect_keys", '{"secret": true, "length": 2}')
     mixer = Mixer()
     await call(
-        [(6.0, "8"), (7.0, "0")],
+        [(8.0, "8"), (9.0, "0")],
         [[ask], "Your PIN, please.", "Thanks."],
-        voice=[(1.0, 2.0), (5.0, 5.9), (6.9, 7.2), (9.0, 9.5)],  # says it, and tones
+        voice=[(1.0, 2.0), (5.0, 6.0), (7.9, 8.1), (8.9, 9.2), (10.0, 10.5)],  # says it; tones
         says=["hello", "", "", "", ""],
         tape=mixer,
         may_ask_for_keys=True,
     )
-    assert sounds(mixer) == [(1.0, 2.0), (9.0, 9.5)]
+    assert sounds(mixer) == [(1.0, 2.0), (10.0, 10.5)]
 
 
 async def test_secret_keys_that_nobody_has_asked_for_are_not_recorded(
