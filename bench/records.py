@@ -5,9 +5,9 @@
 
 Each round serves the same number of calls to a new server without a database, with SQLite, with
 recordings and no database, and with PostgreSQL where one is named, in an order that changes.
-Callers say something short again and
-again, so that there are more turns in a minute than with people. The CPU time is that of the whole
-process, its threads included; the figure of interest is the ratio within a round.
+Callers say something short again and again, so that there are more turns in a minute than with
+people. The CPU time is that of the whole process, its threads included; the figure of interest is
+the ratio within a round.
 """
 
 from __future__ import annotations

@@ -43,10 +43,8 @@ VOICE, QUIET = b"\x11", b"\xff"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make what is patient with a disk impatient, and this one's state no matter."""
+    """Write at once."""
     monkeypatch.setattr(recording, "GATHER_S", 0.01)
-    monkeypatch.setattr(recording, "ANSWER_S", 0.1)
-    monkeypatch.setattr(recording, "FLUSH_S", 0.5)
 
 
 class Disk:
@@ -223,6 +221,7 @@ async def test_a_disk_that_hangs_costs_no_memory_and_no_time(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recording, "QUEUED_BYTES", 3 * recording.BLOCK_BYTES)
+    monkeypatch.setattr(recording, "ANSWER_S", 0.05)
     let_go = threading.Event()
     real = recording._write_at
 
@@ -240,6 +239,10 @@ async def test_a_disk_that_hangs_costs_no_memory_and_no_time(
             assert disk.dropped_s() == 17  # of the twenty that are certain
             with pytest.raises(StoreError, match="not answered"):
                 await recorder.delete("CAother")
+            with monkeypatch.context() as looking:
+                looking.setattr(Path, "is_file", lambda path: let_go.wait(10))
+                with pytest.raises(StoreError, match="not answered"):
+                    await recorder.find(SID)
             let_go.set()
             await written(recorder)
             say(tape, 24, 26)
@@ -256,6 +259,7 @@ async def test_the_end_of_the_service_waits_for_no_disk_that_hangs(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go = threading.Event()
+    monkeypatch.setattr(recording, "FLUSH_S", 0.05)
     monkeypatch.setattr(recording, "_write_at", lambda *args: let_go.wait(10))
     try:
         async with disk.recorder() as recorder:

@@ -12,6 +12,7 @@ from tests.e2e.running import open_server, recorded
 from tests.e2e.test_real_call import STORY, TEXTS, caller, environment
 from tests.e2e.test_records import served
 from tests.e2e.test_telephone import KEY, PUTTING, says, world
+from voicebot import Bot
 from voicebot.audio import SILENCE
 from voicebot.errors import VoicebotError
 from voicebot.simulator.call import Script, Utterance, WhenSilent, run_call
@@ -95,6 +96,17 @@ async def test_a_caller_who_comes_back_is_in_the_same_file(tmp_path: Path) -> No
     assert said[0] == "This call is recorded. Hello."
     assert "recorded" not in said[-1]
     assert (deleted.status_code, gone.status_code) == (204, 404)
+    assert not (tmp_path / f"{call.sid}.wav").exists()
+
+
+async def test_a_bot_that_must_never_record_does_not(tmp_path: Path) -> None:
+    bot = Bot(greeting="Hello.", recording=False)
+    person = Person((says(),))
+    async with world(["Good."], person, bot=bot, VOICEBOT_RECORDING__PATH=str(tmp_path)) as here:
+        call, record = await here.place()
+        wav = await here.client.get(f"/calls/{call.sid}/recording")
+    assert [turn["heard"] for turn in record["summary"]["turns"]] == ["Hello.", "Good."]
+    assert wav.status_code == 404
     assert not (tmp_path / f"{call.sid}.wav").exists()
 
 
