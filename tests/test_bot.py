@@ -106,6 +106,27 @@ def test_call_does_not_show_a_persons_number_in_a_log() -> None:
     assert "Ann" not in repr(call)
 
 
+def test_who_is_recorded_is_told_before_the_greeting() -> None:
+    recorded = {"VOICEBOT_RECORDING__PATH": "recordings"}
+    bot = Bot("x", "Hello.", variables={"who": "us"})
+    said = {
+        plan(bot).opening,
+        plan(bot, recorded).opening,
+        plan(replace(bot, consent="By {{who}}:"), recorded).opening,
+        plan(replace(bot, consent=""), recorded).opening,
+        plan(replace(bot, greeting=""), recorded).opening,
+    }
+    assert said == {
+        *("Hello.", "This call is recorded. Hello.", "By us: Hello.", "This call is recorded."),
+    }
+    never = plan(replace(bot, recording=False, consent="No."), recorded)
+    assert (never.recorded, never.opening) == (False, "Hello.")
+    assert plan(bot, recorded).recorded
+    assert not plan(bot).recorded
+    pieces = Phrases(bot.resting_plan(plan_of(load(recorded)))).missing
+    assert pieces[0] == "This call is recorded."
+
+
 def test_what_is_known_beforehand_is_learned_with_its_defaults() -> None:
     @tool(filler="Let me look, {{name}}.")
     def look() -> None:
@@ -131,6 +152,7 @@ def test_what_is_known_beforehand_is_learned_with_its_defaults() -> None:
     [
         ({"variables": {"caller": ""}}, "{{caller}} is given by the call"),
         ({"fillers": ["Hm, {{x}}."]}, "Bot: fillers: nobody knows {{x}}"),
+        ({"recording": "no"}, "Bot: recording must be True or False"),
         ({"voice": "bob"}, "there is no voice 'bob'"),
         ({"timeouts": {}}, "timeouts must be a voicebot.plan.Timeouts"),
         ({"on_call_end": lambda: None}, "on_call_end is called as <lambda>(call, summary)"),

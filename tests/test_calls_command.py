@@ -177,6 +177,18 @@ def test_a_reader_that_has_had_enough_is_no_error(folder: Path) -> None:
     assert len(done.stdout) == 100
 
 
+@pytest.mark.usefixtures("calls")
+def test_a_call_is_shown_with_its_recording(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOICEBOT_RECORDING__PATH", "recordings")
+    (folder / "recordings").mkdir()
+    (folder / "recordings/CAover.wav").write_bytes(b"")
+    for sid, shown in (("CAover", True), ("CAlive", False)):
+        assert main(["calls", sid]) == 0
+        assert ("recording: recordings/CAover.wav\n" in capsys.readouterr().out) is shown
+
+
 def test_importing_the_service_does_not_import_the_database() -> None:
     code = "import sys, voicebot.http, voicebot.__main__; sys.exit('sqlalchemy' in sys.modules)"
     root = Path(__file__).parents[1]

@@ -64,6 +64,7 @@ def test_only_a_choice_may_be_left_empty_on_purpose(tmp_path: Path) -> None:
     assert settings.greeting == ""
     assert settings.prompt == load({}).prompt != ""
     assert load({"VOICEBOT_GREETING": ""}).greeting == ""
+    assert load({"VOICEBOT_RECORDING__CONSENT": ""}).recording.consent == ""
     assert load({}).greeting != ""
 
 

@@ -32,8 +32,9 @@ from tests.twilio_rest import ACCOUNT_SID, CALL_SID, FakeTwilio, open_fake_twili
 from voicebot.archive import open_archive
 from voicebot.config import load
 from voicebot.database import Database, News, open_database
-from voicebot.errors import CallRefused, ConfigError
+from voicebot.errors import CallRefused, ConfigError, StoreError
 from voicebot.http import App, create_app
+from voicebot.recording import Recorder, open_recorder
 from voicebot.service import Service
 from voicebot.switchboard import Switchboard
 from voicebot.telephony import open_telephony
@@ -900,6 +901,94 @@ async def test_calls_of_earlier_processes_are_listed_and_shown(tmp_path: Path) -
     assert missing.status_code == 404
 
 
+async def test_a_recording_is_given_to_who_may_see_the_call(tmp_path: Path) -> None:
+    folder = tmp_path / "recordings"
+    url = f"sqlite:///{tmp_path}/calls.db"
+    environ = {"VOICEBOT_RECORDING__PATH": str(folder), "VOICEBOT_API_KEY": API_KEY}
+    key = {"Authorization": f"Bearer {API_KEY}"}
+    async with running_with_archive(url, **environ) as (_, address):
+        audio = bytes(range(256)) * 1_000
+        (folder / "CA1.wav").write_bytes(audio)
+        async with httpx.AsyncClient(base_url=address) as client:
+            found = await client.get("/calls/CA1/recording", headers=key)
+            refused = await client.get("/calls/CA1/recording")
+            missing = [
+                await client.get(f"/calls/{sid}/recording", headers=key)
+                for sid in ("CA2", "%2e%2e", "CA1.wav", "..%2fcalls")
+            ]
+    assert (found.status_code, found.headers["content-type"]) == (200, "audio/wav")
+    assert found.content == audio
+    assert refused.status_code == 401
+    assert [answer.status_code for answer in missing] == [404] * 4
+    assert missing[0].json()["error"]["message"] == "there is no recording of this call"
+
+
+async def test_without_a_folder_it_is_said_that_nothing_is_recorded(tmp_path: Path) -> None:
+    async with running_with_archive(f"sqlite:///{tmp_path}/calls.db") as (_, address):
+        async with httpx.AsyncClient(base_url=address) as client:
+            answer = await client.get("/calls/CA1/recording")
+    assert answer.status_code == 404
+    assert "VOICEBOT_RECORDING__PATH" in answer.json()["error"]["message"]
+
+
+async def test_a_call_is_deleted_with_its_recording_once_it_is_over(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/calls.db"
+    database = open_database(url)
+    for sid in ("CA1", "CA2"):
+        over = databases.record(sid, outcome="hung_up", status="completed")
+        database.write([News(over, {0: databases.turn(0, heard="Hello.")})])
+    file = tmp_path / "CA1.wav"
+    file.write_bytes(b"RIFF")
+    environ = {"VOICEBOT_RECORDING__PATH": str(tmp_path)}
+    async with running_with_archive(url, **environ) as (app, address):
+        async with httpx.AsyncClient(base_url=address) as client:
+            await client.post("/twilio/voice", data=WEBHOOK)
+            with app.board.live(CALL_SID):
+                live = await client.delete(f"/calls/{CALL_SID}")
+            answers = [await client.delete(f"/calls/{sid}") for sid in ("CA1", "CA1", CALL_SID)]
+            left = [call["call_sid"] for call in (await client.get("/calls")).json()["calls"]]
+            assert not file.exists()
+    assert (live.status_code, "is live" in live.text) == (409, True)
+    assert [answer.status_code for answer in answers] == [204, 404, 204]
+    assert left == ["CA2"]
+    assert [record.sid for record in database.every()] == ["CA2"]
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM turns").scalar() == 1
+    database.engine.dispose()
+
+
+async def test_a_call_that_cannot_be_deleted_now_is_still_there_to_ask_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hangs(self: Recorder, sid: str) -> bool:
+        raise StoreError("the disk of the recordings has not answered for 5 s")
+
+    def away(self: Database, sid: str) -> None:
+        raise OperationalError("DELETE", {}, OSError("gone"))
+
+    environ = {"VOICEBOT_RECORDING__PATH": str(tmp_path)}
+    async with running_with_archive(f"sqlite:///{tmp_path}/calls.db", **environ) as (_, address):
+        async with httpx.AsyncClient(base_url=address) as client:
+            await client.post("/twilio/voice", data=WEBHOOK)
+            with monkeypatch.context() as context:
+                context.setattr(Recorder, "delete", hangs)
+                by_disk = await client.delete(f"/calls/{CALL_SID}")
+            assert (await client.get(f"/calls/{CALL_SID}")).status_code == 200
+            with monkeypatch.context() as context:
+                context.setattr(Database, "forget", away)
+                by_database = await client.delete(f"/calls/{CALL_SID}")
+    assert (by_disk.status_code, by_database.status_code) == (503, 503)
+    assert "database cannot be asked" in by_database.text
+
+
+async def test_a_call_is_deleted_where_there_is_no_database() -> None:
+    async with running() as service:
+        async with service.client(LOCAL) as client:
+            await client.post("/twilio/voice", data=WEBHOOK)
+            assert (await client.delete(f"/calls/{CALL_SID}")).status_code == 204
+            assert (await client.get(f"/calls/{CALL_SID}")).status_code == 404
+
+
 async def test_a_database_that_is_away_is_said_and_live_calls_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -922,16 +1011,19 @@ async def test_a_database_that_is_away_is_said_and_live_calls_are_shown(
 
 
 @asynccontextmanager
-async def running_with_archive(url: str) -> AsyncGenerator[tuple[App, str]]:
+async def running_with_archive(url: str, **environ: str) -> AsyncGenerator[tuple[App, str]]:
     @asynccontextmanager
     async def open_service(board: Switchboard) -> AsyncGenerator[Service]:
         async def serve_media(scope: Scope, receive: Receive, send: Send) -> None:
             raise AssertionError("no stream is opened here")
 
-        async with open_archive(board.settings, board.store, board.metrics) as archive:
-            yield Service(serve_media, archive=archive)
+        async with (
+            open_archive(board.settings, board.store, board.metrics) as archive,
+            open_recorder(board.settings.recording, 90.0, board.metrics) as recorder,
+        ):
+            yield Service(serve_media, archive=archive, recorder=recorder)
 
-    app = create_app(load({"VOICEBOT_DATABASE_URL": url}), open_service)
+    app = create_app(load({"VOICEBOT_DATABASE_URL": url, **environ}), open_service)
     with trio.fail_after(20):
         async with on_hypercorn(app) as address:
             yield app, address

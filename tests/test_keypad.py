@@ -20,8 +20,9 @@ from voicebot.keypad import MOST, WAIT_S, Entry, Keypad, read_entry
 from voicebot.nursery import run_call
 from voicebot.patience import Endpointing
 from voicebot.plan import Timeouts
-from voicebot.ports import Final, LikelyEnd, Partial, Tool, ToolCall
+from voicebot.ports import Final, LikelyEnd, Partial, Tape, Tool, ToolCall
 from voicebot.record import CallSummary, Outcome
+from voicebot.tape import KEY_BEFORE_S, KEY_BEHIND_S, Mixer
 
 Clock = trio.testing.MockClock
 
@@ -119,13 +120,14 @@ async def call(
     says: Sequence[str] = (),
     stop_at: float = 12.0,
     tools: Sequence[Tool] = (),
+    tape: Tape | None = None,
     **changes: Any,
 ) -> tuple[CallSummary, FakeTwilio, FakeChat]:
     socket = FakeTwilio(
         voice=list(voice), stop_at=stop_at, scripted=[(at, twilio.Dtmf(key)) for at, key in pressed]
     )
     chat = FakeChat(list(replies))
-    parts = ports(FakeEar(list(says)), chat, tools=tuple(tools))
+    parts = ports(FakeEar(list(says)), chat, tools=tuple(tools), tape=tape)
     return await run_call(socket, parts, plan(**changes)), socket, chat
 
 
@@ -238,6 +240,47 @@ async def test_a_secret_reaches_the_tool_and_nobody_else(
     assert "80461357" not in told
     assert "8046" not in told
     assert "<keys-1>" in told
+
+
+def sounds(mixer: Mixer) -> list[tuple[float, float]]:
+    """Return when the caller's channel has sound, in seconds."""
+    channel = mixer.take(rest=True)[0::2]
+    frames = [channel[at] != 0xFF for at in range(0, len(channel), 160)]
+    edges = [n / 50 for n, now in enumerate(frames) if now != (n > 0 and frames[n - 1])]
+    return list(zip(edges[0::2], edges[1::2], strict=True))
+
+
+async def test_while_a_secret_is_asked_for_nothing_of_the_caller_is_recorded(
+    autojump_clock: Clock,
+) -> None:
+    ask = ToolCall("x", "expect_keys", '{"secret": true, "length": 2}')
+    mixer = Mixer()
+    await call(
+        [(8.0, "8"), (9.0, "0")],
+        [[ask], "Your PIN, please.", "Thanks."],
+        voice=[(1.0, 2.0), (5.0, 6.0), (7.9, 8.1), (8.9, 9.2), (10.0, 10.5)],  # says it; tones
+        says=["hello", "", "", "", ""],
+        tape=mixer,
+        may_ask_for_keys=True,
+    )
+    assert sounds(mixer) == [(1.0, 2.0), (10.0, 10.5)]
+
+
+async def test_secret_keys_that_nobody_has_asked_for_are_not_recorded(
+    autojump_clock: Clock,
+) -> None:
+    mixer = Mixer()
+    entry = Entry(length=2, secret=True)
+    pressed = [(4.01, "8"), (4.51, "0")]
+    await call(pressed, ["Yes."], voice=[(2.0, 6.0)], tape=mixer, keys=entry)
+    begin, end = 4.0 - KEY_BEFORE_S, 4.5 + KEY_BEHIND_S
+    assert sounds(mixer) == [(2.0, begin), (end, 6.0)]
+
+
+async def test_other_keys_are_recorded(autojump_clock: Clock) -> None:
+    mixer = Mixer()
+    await call([(4.0, "8")], ["Yes."], voice=[(2.0, 6.0)], tape=mixer)
+    assert sounds(mixer) == [(2.0, 6.0)]
 
 
 @pytest.mark.parametrize("raises", [False, True])

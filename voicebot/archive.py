@@ -314,6 +314,30 @@ class Archive:
         newest = sorted(known.values(), key=lambda record: record.created_at, reverse=True)
         return newest[:count]
 
+    # --- Deleting
+
+    async def forget(self, sid: str) -> None:
+        """Delete all that is known of a call that is over, here and in the database.
+
+        Raises:
+            StoreError: the database does not answer; it may have been deleted, or be later.
+        """
+        self._store.forget(sid)
+        with trio.move_on_after(READ_S):
+            try:
+                # Behind the write under way, which may have this call in it.
+                await trio.to_thread.run_sync(
+                    self._database.forget, sid, abandon_on_cancel=True, limiter=self._writing
+                )
+            except Exception as exc:
+                if not self._database.is_away(exc):
+                    raise
+                raise StoreError(f"the database cannot be asked: {_reason(exc)}") from exc
+            self._pending.pop(sid, None)  # last: a write that failed has put it back
+            self._metrics.records_pending.set(len(self._pending))
+            return
+        raise StoreError(f"the database has not answered for {READ_S:g} s")
+
     def _both(self, known: CallRecord | None, ours: CallRecord | None) -> CallRecord | None:
         if ours is None:
             return known

@@ -33,14 +33,15 @@ Later = Awaitable[None] | None
 GREETING: Final = "Hello. How can I help you?"  # of a bot that has none, nor have the settings
 _EMBEDDED_VOICES: Final = frozenset({"auto", "piper", "espeak"})
 _TEXTS: Final = (
-    *("prompt", "greeting", "apology", "trouble", "farewell", "goodbye", "transferring"),
-    *("warning", "time_up"),
+    *("prompt", "greeting", "consent", "apology", "trouble", "farewell", "goodbye"),
+    *("transferring", "warning", "time_up"),
 )
 _LISTS: Final = ("fillers", "reprompts")  # of texts
 _GROUPS: Final = {"endpointing": Endpointing, "interruption": Interruption, "timeouts": Timeouts}
 _OF_SETTINGS: Final = ("prompt", "greeting", "language", "context_tokens", *_GROUPS)
 _OF_PLAN: Final = (
-    *("apology", "trouble", "farewell", "goodbye", "transferring", "warning", "time_up", *_LISTS),
+    *("consent", "apology", "trouble", "farewell", "goodbye", "transferring", "warning", "time_up"),
+    *_LISTS,
     *("may_hang_up", "may_send_digits", "may_ask_for_keys", "may_wait", "keys", "people"),
 )
 _HOOKS: Final = {
@@ -71,6 +72,9 @@ class Bot:
     `keys` says when keys that the caller presses are an entry, which the model is told as
     `[pressed 12]`; with `may_ask_for_keys` it may ask for others, also for secret ones.
 
+    `recording=False`: its calls are never recorded, whatever the settings say. `consent` is said
+    before the greeting of a call that is recorded; empty, because the greeting says it already.
+
     `people` are those whom the model may put callers through to: E.164 by name.
 
     `brain` answers where no language model is configured. The remaining fields are texts and
@@ -91,6 +95,8 @@ class Bot:
     on_turn: Callable[[Call, TurnRecord], Later] | None = None
     on_call_end: Callable[[Call, CallSummary], Later] | None = None
     brain: Chat | None = None
+    recording: bool = True
+    consent: str | None = None
     apology: str | None = None
     fillers: Sequence[str] | None = None
     trouble: str | None = None
@@ -142,7 +148,7 @@ class Bot:
 
     def _said(self, base: CallPlan, values: Mapping[str, Any]) -> CallPlan:
         given = {name: value for name in _OF_PLAN if (value := getattr(self, name)) is not None}
-        plan = replace(base, **given)
+        plan = replace(base, recorded=base.recorded and self.recording, **given)
         texts: dict[str, Any] = {name: render(getattr(plan, name), values) for name in _TEXTS}
         for name in _LISTS:
             texts[name] = tuple(render(text, values) for text in getattr(plan, name))
@@ -174,6 +180,8 @@ def _wrong_types(bot: Bot) -> list[str]:
         for name in ("voice", "language", *_TEXTS)
         if not isinstance(getattr(bot, name), str | None)
     ]
+    if not isinstance(bot.recording, bool):
+        problems.append(f"Bot: recording must be True or False, and is {bot.recording!r}")
     for name in _LISTS:
         several = getattr(bot, name)
         if several is not None and not (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from voicebot import config
 from voicebot.errors import MissingPart, StoreError
+from voicebot.recording import path_of
 
 if TYPE_CHECKING:
     from voicebot.call_record import CallRecord
@@ -45,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit status."""
-    url = config.load(env_file=Path(".env")).database_url.get_secret_value()
+    settings = config.load(env_file=Path(".env"))
+    url = settings.database_url.get_secret_value()
     if not url:
         return _fail("VOICEBOT_DATABASE_URL is empty, so no records are kept")
     from voicebot.database import open_database
@@ -55,7 +57,7 @@ def main(args: argparse.Namespace) -> int:
     except (StoreError, MissingPart) as exc:
         return _fail(str(exc))
     try:
-        return _run(database, args)
+        return _run(database, args, settings.recording.path)
     except BrokenPipeError:
         sys.stdout = None  # whoever read has had enough; Python would flush, and complain
         return 0
@@ -67,12 +69,15 @@ def main(args: argparse.Namespace) -> int:
         database.engine.dispose()
 
 
-def _run(database: Database, args: argparse.Namespace) -> int:
+def _run(database: Database, args: argparse.Namespace, recordings: str) -> int:
     if args.sid:
         record = database.get(args.sid)
         if record is None:
             return _fail(f"there is no call {args.sid}; `voicebot calls` lists them")
-        lines = iter([_json(record)]) if args.jsonl else _transcript(record)
+        path = path_of(Path(recordings), record.sid) if recordings else None
+        if path is not None and not path.is_file():
+            path = None
+        lines = iter([_json(record)]) if args.jsonl else _transcript(record, path)
     elif args.jsonl:
         lines = map(_json, database.every(args.since))
     else:
@@ -119,7 +124,7 @@ def _table(records: list[CallRecord]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _transcript(record: CallRecord) -> Iterator[str]:
+def _transcript(record: CallRecord, recording: Path | None) -> Iterator[str]:
     whole = record.as_json()
     yield f"{record.sid}, {record.direction}, {record.from_ or '-'} to {record.to or '-'}"
     ended = "not over" if record.ended_at is None else f"ended {_local(record.ended_at)}"
@@ -129,6 +134,8 @@ def _transcript(record: CallRecord) -> Iterator[str]:
     for name in ("answered_by", "stream_error", "metadata", "parameters"):
         if whole[name]:
             yield f"{name.replace('_', ' ')}: {_said(whole[name])}"
+    if recording is not None:
+        yield f"recording: {recording}"
     for turn in whole["turns"]:
         yield ""
         yield from _turn(turn)

@@ -33,12 +33,16 @@ from voicebot.patience import Endpointing
 from voicebot.plan import CONNECTING, CallPlan, Timeouts
 from voicebot.playout import Pacing
 from voicebot.recognition import Recognition
+from voicebot.recording import Recording
 from voicebot.redaction import Redaction, Retention
 from voicebot.turns import Interruption
 
 E164: Final = re.compile(r"\+[1-9][0-9]{6,14}", re.ASCII)  # ITU-T E.164: at most 15 digits
 _MAY_BE_EMPTY: Final = frozenset(
-    {"VOICEBOT_GREETING", "VOICEBOT_GROQ_FALLBACK_MODELS", "VOICEBOT_DATABASE_URL"}
+    {
+        *("VOICEBOT_GREETING", "VOICEBOT_GROQ_FALLBACK_MODELS", "VOICEBOT_DATABASE_URL"),
+        "VOICEBOT_RECORDING__CONSENT",
+    }
 )
 _DATABASE: Final = re.compile(r"sqlite:///?[^/]|sqlite:////|postgres(ql)?(\+psycopg)?://")
 _ACCOUNT_SID: Final = re.compile(r"AC[0-9a-f]{32}", re.ASCII)
@@ -225,6 +229,7 @@ class Settings(BaseSettings):
     timeouts: Timeouts = Timeouts()
     retention: Retention = Retention()
     redaction: Redaction = Redaction()
+    recording: Recording = Recording()
 
     @field_validator("interruption", "recognition", mode="before")
     @classmethod
@@ -317,6 +322,8 @@ def plan_of(settings: Settings) -> CallPlan:
             *("timeouts", "send_deadline_s", "context_tokens"),
         )
     }
+    values["recorded"] = bool(settings.recording.path)
+    values["consent"] = settings.recording.consent
     if settings.transfer_to:
         values["trouble"] = CONNECTING
         if settings.telephony:  # without it there is nobody who could put anybody through
@@ -416,8 +423,14 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"VOICEBOT_{f'RECOGNITION__{name.upper()}' if name else 'LANGUAGE'}: {what}"
         )
+    if settings.recording.path and settings.redaction.words == "none":
+        problems.append(
+            "VOICEBOT_RECORDING__PATH: is set, and by VOICEBOT_REDACTION__WORDS=none nothing of "
+            "what is said is kept; unset one of them"
+        )
     for group in (
         *("recognition", "pacing", "endpointing", "interruption", "timeouts", "retention"),
+        "recording",
     ):
         for name, value in asdict(getattr(settings, group)).items():
             if isinstance(value, int | float) and value < 0:

@@ -198,6 +198,11 @@ class Database:
             connection.execute(delete(calls).where(calls.c.sid.in_(sids)))  # turns go with them
             return len(sids)
 
+    def forget(self, sid: str) -> None:
+        """Delete all that is known of a call."""
+        with self.engine.begin() as connection:
+            connection.execute(delete(calls).where(calls.c.sid == sid))  # turns go with it
+
     # --- Requests that must be done once
 
     def begin_request(self, key: str, body: str) -> Answer | None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import trio
-from quart import Blueprint, request
+from quart import Blueprint, Response, request, send_file
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
@@ -454,6 +454,36 @@ def _calls(app: App) -> Blueprint:
         archive = opened()
         record = store.get(sid) if archive is None else await archive.get(sid)
         return _error(404, "no such call") if record is None else (record.as_json(), 200)
+
+    @routes.delete("/<sid>")
+    async def forget(sid: str) -> Reply | TextReply:
+        archive = opened()
+        record = store.get(sid) if archive is None else await archive.get(sid)
+        if record is not None and record.live:
+            return _error(409, "the call is live; hang up first")
+        # The record last: as long as it is there, whoever was told 503 knows what to ask for.
+        recorder = None if app.service is None else app.service.recorder
+        recorded = recorder is not None and await recorder.delete(sid)
+        if archive is not None:
+            await archive.forget(sid)
+        store.forget(sid)
+        return NOTED if record is not None or recorded else _error(404, "no such call")
+
+    @routes.get("/<sid>/recording")
+    async def recording(sid: str) -> Reply | Response:
+        recorder = None if app.service is None else app.service.recorder
+        if recorder is None:
+            return _error(404, "calls are not recorded: VOICEBOT_RECORDING__PATH is empty")
+        path = await recorder.find(sid)
+        if path is None:
+            return _error(404, "there is no recording of this call")
+        try:
+            response = await send_file(path.absolute(), mimetype="audio/wav")
+        except FileNotFoundError:  # deleted just now
+            return _error(404, "there is no recording of this call")
+        # An hour is 58 MB. Who takes no byte for `send_deadline_s` is dropped by the server.
+        response.timeout = None
+        return response
 
     def live_phone(sid: str) -> telephony.Telephony | Reply:
         """Return what can do something with a call, or why nothing can."""

@@ -48,6 +48,16 @@ class Keypad:
         """Whether keys are being pressed, or have been asked for."""
         return bool(self._keys) or self._entry is not self._usual
 
+    @property
+    def secret(self) -> bool:
+        """Whether a key that is pressed now is secret."""
+        return self._entry.secret
+
+    @property
+    def hiding(self) -> bool:
+        """Whether what the caller lets hear now may be secret: tones, or keys that are said."""
+        return self.secret and self.busy
+
     def expect(self, entry: Entry, now: float) -> None:
         """Take the next keys for this entry; what was pressed before is void."""
         self._keys, self._entry = "", entry

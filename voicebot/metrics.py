@@ -54,6 +54,11 @@ class Metrics:
             "Calls closed as lost because their process had gone",
             registry=self._registry,
         )
+        self.recording_dropped = Counter(
+            "voicebot_recording_dropped_seconds",
+            "Seconds of calls that recordings lack: the disk was full, away or too slow",
+            registry=self._registry,
+        )
         self._hooks = Counter(
             "voicebot_hook_failures",
             "Hooks of the bot file that raised or were given up",

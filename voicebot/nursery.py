@@ -285,6 +285,7 @@ class _Call:
         self._company = Company(plan, self._voicing.knows)
         self._framer = audio.Framer()
         self._keypad = Keypad(plan.keys)
+        self._tape = ports.tape
         self._pressed = Bell()
         self._ring = Ring()
         self._fed = Bell()
@@ -359,6 +360,8 @@ class _Call:
                 await self._socket.send(twilio.SendMedia(chunk))
                 self._media_at = trio.current_time()
                 self._ledger.media_written(epoch, chunk, self._media_at)
+                if self._tape is not None:
+                    self._tape.bot_said(chunk, self._media_at)
             case _Mark(epoch):
                 name = self._ledger.next_mark(epoch)
                 # Before it is sent, or its echo may be there first. All it follows is written.
@@ -369,6 +372,8 @@ class _Call:
                 if needed:
                     await self._socket.send(twilio.SendClear())
                 item.cut = self._ledger.close(trio.current_time(), cleared=needed)
+                if self._tape is not None:
+                    self._tape.bot_cut(item.cut.discarded, self._ledger.delay_s)
                 item.done.set()
             case _ as unreachable:
                 assert_never(unreachable)
@@ -388,6 +393,9 @@ class _Call:
                             now = trio.current_time()
                             alive.deadline = now + timeout
                             self._ledger.caller_heard(timestamp_ms, now)
+                            if self._tape is not None:
+                                hidden = self._keypad.hiding
+                                self._tape.caller_said(payload, timestamp_ms, now, hidden=hidden)
                             for frame in self._framer.push(payload, timestamp_ms):
                                 self._hear(frame, now)
                         case twilio.Mark(name):
@@ -424,6 +432,8 @@ class _Call:
         """Take a key: whoever presses one has stopped listening. Synchronous."""
         now = trio.current_time()
         self._note("dtmf")  # and not which: it may be secret
+        if self._tape is not None and self._keypad.secret:
+            self._tape.hide_key()
         if self._message or self._giving_up is not None:
             return
         self._settle_guess(right=False)  # whatever was said, there is more to answer
@@ -457,6 +467,8 @@ class _Call:
     def _mark_echoed(self, name: str) -> None:
         now = trio.current_time()
         if self._ledger.mark_echoed(name, now):
+            if self._tape is not None:
+                self._tape.bot_played(self._ledger.unproved, self._ledger.delay_s)
             self._echoed.ring()
         else:
             self._journal.clear_echoed(now)
@@ -640,8 +652,8 @@ class _Call:
         """Greet, then answer the caller's turns until the call ends."""
         if self._goes_on:
             await self._turn("", self.thinker.answer)
-        elif self._plan.greeting and self._giving_up is None:
-            await self._turn("", self.thinker.recite(self._plan.greeting))
+        elif self._plan.opening and self._giving_up is None:
+            await self._turn("", self.thinker.recite(self._plan.opening))
         while True:
             while not self._inbox and self._giving_up is None and self._guess is None:
                 await self._keep_company()

@@ -31,7 +31,7 @@ class Phrases:
     """The sounds of what is said word for word, by piece (`sentences.py`)."""
 
     def __init__(self, plan: CallPlan, more: Sequence[str] = ()) -> None:
-        texts = [plan.greeting, *plan.fillers, plan.apology, plan.trouble, plan.farewell]
+        texts = [plan.opening, *plan.fillers, plan.apology, plan.trouble, plan.farewell]
         texts += [plan.goodbye, *plan.reprompts, plan.warning, plan.time_up, *more]
         pieces: list[str] = []
         for text in texts:

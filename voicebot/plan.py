@@ -82,6 +82,8 @@ class CallPlan:
 
     prompt: str
     greeting: str
+    recorded: bool = False  # whether the call may be recorded
+    consent: str = ""  # said before the greeting where it is
     apology: str = "Sorry, I did not manage that. Could you say it again, please?"
     fillers: tuple[str, ...] = ("One moment, please.", "I am still here, just a moment.")
     reprompts: tuple[str, ...] = ("Are you still there?", "Hello? I cannot hear you.")
@@ -104,6 +106,12 @@ class CallPlan:
     language: str = "en"  # BCP 47, of what is said
     timeouts: Timeouts = field(default_factory=Timeouts)
     send_deadline_s: float = 5.0  # a socket that takes no byte for this long is dropped
+
+    @property
+    def opening(self) -> str:
+        """What the bot says first; empty: the caller begins."""
+        consent = self.consent if self.recorded else ""
+        return " ".join(filter(None, (consent, self.greeting)))
 
     @property
     def partings(self) -> tuple[Parting, ...]:

@@ -104,7 +104,7 @@ class Ledger:
         self._round_trip: float | None = None  # the smallest delay of the call
         self._first_echo_at = math.inf
         self._levels: list[float] = []  # of each 20 ms frame written
-        self._way = _ShortestWay()
+        self._way = ShortestWay()
         self._came_at = -math.inf  # when audio of the caller came last
         self._stall_at = -math.inf  # when the last stall of the line was seen to be over
         self._guessed = False  # the delay of this run is inferred from a stall
@@ -245,6 +245,16 @@ class Ledger:
         """Return whether everything written is known to have been played."""
         return self._proved == self._written
 
+    @property
+    def unproved(self) -> int:
+        """The last bytes of the open epoch, which no echo has shown to be played."""
+        return self._written - self._proved
+
+    @property
+    def delay_s(self) -> float:
+        """How long after the clock an echo is expected: there and back, and how late Twilio is."""
+        return self._delay()
+
     def overdue_at(self) -> float:
         """Return when everything written counts as played even if no mark comes back."""
         return self._clock_end() + self._echo_delay() + self._grace_s
@@ -333,7 +343,7 @@ class Ledger:
         return self._reported
 
 
-class _ShortestWay:
+class ShortestWay:
     """The shortest time that media has lately taken, on two clocks that need not agree."""
 
     def __init__(self) -> None:
@@ -345,4 +355,9 @@ class _ShortestWay:
         if now - self._began > _WINDOW_S:
             self._began, self._before, self._lately = now, self._lately, math.inf
         self._lately = min(self._lately, now - sent)
-        return now - sent - min(self._before, self._lately)
+        return now - sent - self.shortest
+
+    @property
+    def shortest(self) -> float:
+        """The time itself; infinite before the first message."""
+        return min(self._before, self._lately)

@@ -245,6 +245,35 @@ class Ears(Protocol):
         ...
 
 
+class Tape(Protocol):
+    """What a recording of one stream is told. Synchronous and quick; never fails.
+
+    Audio is mu-law, 8,000 Hz; `now` and `delay` are seconds on Trio's clock.
+    """
+
+    def caller_said(
+        self, payload: bytes, timestamp_ms: int, now: float, *, hidden: bool = False
+    ) -> None:
+        """Take audio of the caller as it came, with Twilio's stamp; `hidden`: it is secret."""
+        ...
+
+    def hide_key(self) -> None:
+        """Take that a key was pressed which is secret: its tone may be in the caller's audio."""
+        ...
+
+    def bot_said(self, chunk: bytes, now: float) -> None:
+        """Take audio of the bot that the socket has taken."""
+        ...
+
+    def bot_played(self, unproved: int, delay: float) -> None:
+        """Take an echo of a mark: the last bytes that it does not prove, and how late it is."""
+        ...
+
+    def bot_cut(self, discarded: int, delay: float) -> None:
+        """Take that an epoch is over; the last bytes of it were thrown away."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
     """Everything one call talks to, apart from its socket.
@@ -258,7 +287,7 @@ class Ports:
     say so first if it is told to; otherwise as `hang_up`. `canned` gives the sound of a piece of
     speech where that is known beforehand, which needs no provider: mu-law. `warm` says that a call
     begins, so that what its replies will need can be made ready; it returns at once and never
-    fails.
+    fails. `tape` records the call; None: nothing does.
     """
 
     open_transcriber: OpenTranscriber | Alternatives[Recogniser]
@@ -271,3 +300,4 @@ class Ports:
     hand_over: Callable[[str, bool], Awaitable[object]] | None = None
     canned: Callable[[str], bytes | None] = lambda piece: None
     warm: Callable[[], None] = lambda: None
+    tape: Tape | None = None

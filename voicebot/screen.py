@@ -19,6 +19,7 @@ def start_screen(settings: Settings, host: str, port: int, bot: Bot | None = Non
     file = settings.bot
     if bot is not None:
         settings = bot.settings(settings)
+    where = settings.recording.path if bot is None or bot.recording else ""
     here = f"http://{host}:{port}" if port else "the address below"
     reached = settings.public_url.rstrip("/") or here
     lines = [
@@ -31,6 +32,7 @@ def start_screen(settings: Settings, host: str, port: int, bot: Bot | None = Non
         _row("telephone", *_telephone(settings)),
         _row("calls", f"at most {settings.call_limit} at once", _limit_setting(settings)),
         _row("records", _records(settings), "VOICEBOT_DATABASE_URL"),
+        *([_row("recordings", where, "VOICEBOT_RECORDING__PATH")] if where else []),
         "",
     ]
     if settings.telephony:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -25,8 +25,9 @@ from voicebot.parting import Ending
 from voicebot.parts import open_ports
 from voicebot.phrases import open_phrases
 from voicebot.plan import CallPlan
-from voicebot.ports import Ports
+from voicebot.ports import Ports, Tape
 from voicebot.record import CallSummary, TurnRecord, tell_turns
+from voicebot.recording import Recorder, open_recorder
 from voicebot.remote import Remote
 from voicebot.switchboard import MACHINES, Switchboard, wall_clock
 from voicebot.telephony import Telephony
@@ -48,6 +49,7 @@ class Service:
     warm: Callable[[], None] = lambda: None  # a call is to be expected; see `Ports`
     answered_by: Callable[[str, str], Awaitable[None]] = _nobody_cares  # CallSid, Twilio's word
     archive: Archive | None = None  # None: records are kept as long as the process
+    recorder: Recorder | None = None  # None: no call is recorded
 
 
 @asynccontextmanager
@@ -60,12 +62,19 @@ async def open_service(board: Switchboard, bot: Bot | None = None) -> AsyncGener
     Raises:
         MissingPart: an embedded part is not installed.
         ProviderError: an embedded part does not start.
-        StoreError: the database cannot be opened.
+        StoreError: the database, or the folder of recordings, cannot be opened.
     """
     async with AsyncExitStack() as stack:
-        # First, because it is open until every call has ended.
+        # First, because they are open until every call has ended.
         archive = await stack.enter_async_context(
             open_archive(board.settings, board.store, board.metrics)
+        )
+        recorder = await stack.enter_async_context(
+            open_recorder(
+                board.settings.recording,
+                board.settings.retention.days if archive is not None else 0.0,
+                board.metrics,
+            )
         )
         phone = None
         if board.settings.telephony:
@@ -83,13 +92,14 @@ async def open_service(board: Switchboard, bot: Bot | None = None) -> AsyncGener
             ports = replace(ports, hang_up=phone.end_call, hand_over=phone.hand_over)
         threads = trio.CapacityLimiter(THREADS)
         hooks = await stack.enter_async_context(open_hooks(bot, threads, board.metrics.hook_failed))
-        calls = _Calls(board, ports, plan, phone, bot, brain is not None, hooks, threads)
+        calls = _Calls(board, ports, plan, phone, bot, brain is not None, hooks, threads, recorder)
         yield Service(
             serve_media=calls.serve_media,
             telephony=phone,
             warm=ports.warm,
             answered_by=calls.answered_by,
             archive=archive,
+            recorder=recorder,
         )
 
 
@@ -119,6 +129,7 @@ class _Calls:
         by_brain: bool,
         hooks: Hooks,
         threads: trio.CapacityLimiter,
+        recorder: Recorder | None,
     ) -> None:
         self._board = board
         self._ports = ports
@@ -128,6 +139,7 @@ class _Calls:
         self._by_brain = by_brain  # the bot's own brain answers
         self._hooks = hooks
         self._threads = threads
+        self._recorder = recorder
         self._remotes: dict[str, Remote] = {}  # of live calls
         self._away: dict[str, Call] = {}  # of calls that may come back, oldest first
 
@@ -182,16 +194,17 @@ class _Calls:
                     if not known:
                         await hooks.start()  # what the caller says meanwhile waits in the socket
                     ports, plan = self._for(call)
-                    await run_call(
-                        socket,
-                        ports,
-                        plan,
-                        on_end=record,
-                        on_turn=turn_over,
-                        resumption=resumption,
-                        on_parting=away,
-                        remote=remote,
-                    )
+                    with self._tape(sid, plan) as tape:
+                        await run_call(
+                            socket,
+                            replace(ports, tape=tape),
+                            plan,
+                            on_end=record,
+                            on_turn=turn_over,
+                            resumption=resumption,
+                            on_parting=away,
+                            remote=remote,
+                        )
             finally:
                 del self._remotes[sid]
 
@@ -225,6 +238,12 @@ class _Calls:
         if self._by_brain:
             ports = replace(ports, chat=self._bot.call_brain(call))
         return ports, self._bot.plan(self._plan, call, now)
+
+    def _tape(self, sid: str, plan: CallPlan) -> AbstractContextManager[Tape | None]:
+        """Return what records a call, and hands over the rest when the block is left."""
+        if self._recorder is None or not plan.recorded:
+            return nullcontext()
+        return self._recorder.tape(sid)
 
     def _answered_by(self, sid: str) -> str:
         """Return who answered a call, in Twilio's word."""

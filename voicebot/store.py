@@ -158,6 +158,11 @@ class CallStore:
                 ended_at = record.ended_at or at
                 self._change(record, status=status, updated_at=at, ended_at=ended_at, live=False)
 
+    def forget(self, sid: str) -> None:
+        """Drop the record of a call, unless its engine runs."""
+        if sid not in self._live:
+            self._records.pop(sid, None)
+
     def get(self, sid: str) -> CallRecord | None:
         """Return the record of a call."""
         return self._records.get(sid)
