@@ -11,14 +11,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from voicebot.bot import Bot
+    from voicebot.bot import Bot, Speaker
     from voicebot.call import Call
     from voicebot.tools import tool
 
 __version__ = "0.1.0"
-__all__ = ["Bot", "Call", "tool"]
+__all__ = ["Bot", "Call", "Speaker", "tool"]
 
-_HOMES = {"Bot": "voicebot.bot", "Call": "voicebot.call", "tool": "voicebot.tools"}
+_HOMES = {
+    "Bot": "voicebot.bot",
+    "Speaker": "voicebot.bot",
+    "Call": "voicebot.call",
+    "tool": "voicebot.tools",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,7 @@ from voicebot.patience import Endpointing
 from voicebot.plan import CallPlan, Timeouts
 from voicebot.ports import Chat, Tool
 from voicebot.record import CallSummary, TurnRecord
+from voicebot.speakers import USUAL
 from voicebot.tools import BotTool
 from voicebot.turns import Interruption
 
@@ -44,11 +45,35 @@ _OF_PLAN: Final = (
     *_LISTS,
     *("may_hang_up", "may_send_digits", "may_ask_for_keys", "may_wait", "keys", "people"),
 )
+_OF_SPEAKER: Final = (
+    *("apology", "trouble", "farewell", "goodbye", "transferring", "warning", "time_up", *_LISTS),
+)
 _HOOKS: Final = {
     "on_call_start": ("call",),
     "on_turn": ("call", "turn"),
     "on_call_end": ("call", "summary"),
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speaker:
+    """Another way in which a bot can be heard: in another voice, language, or both.
+
+    `voice` is a Deepgram model, `language` is BCP 47; None is the bot's own. The texts are what
+    it says word for word, in that language; None is the bot's own text.
+    """
+
+    voice: str | None = None
+    language: str | None = None
+    apology: str | None = None
+    fillers: Sequence[str] | None = None
+    trouble: str | None = None
+    farewell: str | None = None
+    goodbye: str | None = None
+    transferring: str | None = None
+    reprompts: Sequence[str] | None = None
+    warning: str | None = None
+    time_up: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +101,9 @@ class Bot:
     before the greeting of a call that is recorded; empty, because the greeting says it already.
 
     `people` are those whom the model may put callers through to: E.164 by name.
+
+    `speakers` are other voices and languages by name, for which the model changes its own when
+    the caller wants it. They need Deepgram.
 
     `brain` answers where no language model is configured. The remaining fields are texts and
     numbers of `CallPlan` and `Timeouts`; None is their default.
@@ -107,6 +135,7 @@ class Bot:
     warning: str | None = None
     time_up: str | None = None
     people: Mapping[str, str] | None = None
+    speakers: Mapping[str, Speaker] = field(default_factory=dict)
     may_hang_up: bool | None = None
     may_send_digits: bool | None = None
     may_ask_for_keys: bool | None = None
@@ -149,10 +178,14 @@ class Bot:
     def _said(self, base: CallPlan, values: Mapping[str, Any]) -> CallPlan:
         given = {name: value for name in _OF_PLAN if (value := getattr(self, name)) is not None}
         plan = replace(base, recorded=base.recorded and self.recording, **given)
-        texts: dict[str, Any] = {name: render(getattr(plan, name), values) for name in _TEXTS}
-        for name in _LISTS:
-            texts[name] = tuple(render(text, values) for text in getattr(plan, name))
-        return replace(plan, **texts)
+        plan = replace(plan, **_rendered(plan, (*_TEXTS, *_LISTS), values))
+        others: dict[str, CallPlan] = {}
+        for name, speaker in self.speakers.items():
+            own = _rendered(speaker, _OF_SPEAKER, values)
+            if speaker.language is not None:
+                own["language"] = speaker.language
+            others[name] = replace(plan, **own)
+        return replace(plan, speakers=others)
 
     def call_tools(
         self, call: Call, now: datetime, threads: trio.CapacityLimiter | None
@@ -174,6 +207,18 @@ class Bot:
         return [render(tool.filler, self.variables) for tool in self.tools if tool.filler]
 
 
+def _rendered(source: object, names: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the texts of these names that are given, their variables in place."""
+    rendered: dict[str, Any] = {}
+    for name in names:
+        given = getattr(source, name)
+        if isinstance(given, str):
+            rendered[name] = render(given, values)
+        elif given is not None:
+            rendered[name] = tuple(render(text, values) for text in given)
+    return rendered
+
+
 def _wrong_types(bot: Bot) -> list[str]:
     problems = [
         f"Bot: {name} must be a text, and is {getattr(bot, name)!r}"
@@ -182,15 +227,15 @@ def _wrong_types(bot: Bot) -> list[str]:
     ]
     if not isinstance(bot.recording, bool):
         problems.append(f"Bot: recording must be True or False, and is {bot.recording!r}")
-    for name in _LISTS:
-        several = getattr(bot, name)
-        if several is not None and not (
-            isinstance(several, list | tuple) and all(isinstance(text, str) for text in several)
-        ):
-            problems.append(f'Bot: {name} must be a list of texts, like ["One moment, please."]')
+    problems += [
+        f'Bot: {name} must be a list of texts, like ["One moment, please."]'
+        for name in _LISTS
+        if not _is_list_of_texts(getattr(bot, name))
+    ]
     for name, kind in _GROUPS.items():
         if not isinstance(getattr(bot, name), kind | None):
             problems.append(f"Bot: {name} must be a voicebot.{kind.__module__[9:]}.{kind.__name__}")
+    problems += _wrong_speakers(bot)
     if isinstance(bot.voice, str) and not (
         bot.voice in _EMBEDDED_VOICES or bot.voice.startswith("aura-")
     ):
@@ -210,6 +255,35 @@ def _wrong_types(bot: Bot) -> list[str]:
         problems.append('Bot: people must be numbers by name, like {"the shop": "+15550100123"}')
     if not isinstance(bot.variables, Mapping):
         problems.append('Bot: variables must be a dict of names and defaults, like {"name": ""}')
+    return problems
+
+
+def _is_list_of_texts(several: Any) -> bool:
+    return several is None or (
+        isinstance(several, list | tuple) and all(isinstance(text, str) for text in several)
+    )
+
+
+def _wrong_speakers(bot: Bot) -> list[str]:
+    speakers: Any = bot.speakers  # whatever the file says
+    if not isinstance(speakers, Mapping):
+        return ['Bot: speakers must be by name, like {"Spanish": Speaker(language="es")}']
+    problems = []
+    for name, speaker in speakers.items():
+        where = f"Bot: speakers: {name!r}"
+        if not isinstance(name, str) or not name or name == USUAL:
+            problems.append(f"{where} is no name; {USUAL!r} is the bot itself")
+        if not isinstance(speaker, Speaker):
+            problems.append(f"{where} must be a voicebot.Speaker")
+            continue
+        for field_ in ("voice", "language", *_OF_SPEAKER):
+            value = getattr(speaker, field_)
+            right = _is_list_of_texts(value) if field_ in _LISTS else isinstance(value, str | None)
+            if not right:
+                kind = "list of texts" if field_ in _LISTS else "text"
+                problems.append(f"{where}: {field_} must be a {kind}, and is {value!r}")
+        if isinstance(speaker.voice, str) and not speaker.voice.startswith("aura-"):
+            problems.append(f"{where}: voice must be a model of Deepgram like aura-2-celeste-es")
     return problems
 
 
@@ -250,6 +324,10 @@ def _wrong_variables(bot: Bot) -> list[str]:
     known = [*bot.variables, *BUILT_IN]
     texts = {name: [getattr(bot, name) or ""] for name in _TEXTS}
     texts |= {name: list(getattr(bot, name) or ()) for name in _LISTS}
+    for who, speaker in bot.speakers.items():
+        for name in _OF_SPEAKER:
+            given = getattr(speaker, name) or ()
+            texts[f"{name} of {who}"] = [given] if isinstance(given, str) else list(given)
     texts |= {f"filler of {tool.name}": [tool.filler] for tool in bot.tools}
     for where, several in texts.items():
         for name in dict.fromkeys(name for text in several for name in variables_in(text)):

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from voicebot.plan import CallPlan
 from voicebot.ports import Tool
+from voicebot.speakers import Mouth
 
 USUAL_WAIT_S: Final = 60.0  # to find a card or a pen
 LONGEST_WAIT_S: Final = 300.0  # a line costs money, and people forget that it is open
@@ -38,8 +38,8 @@ class Company:
             another may make the caller wait for the filler.
     """
 
-    def __init__(self, plan: CallPlan, knows: Callable[[str], bool]) -> None:
-        self._plan = plan
+    def __init__(self, mouth: Mouth, knows: Callable[[str], bool]) -> None:
+        self._mouth = mouth
         self._knows = knows
         self._asked = 0  # times whether there is somebody
         self._bridged = 0  # times the caller waited for being understood
@@ -77,7 +77,8 @@ class Company:
             silent_at: when the bot was last heard, or the call began.
             fell: when the caller's voice was last heard.
         """
-        plan, times = self._plan, self._plan.timeouts
+        plan = self._mouth.plan
+        times = plan.timeouts
         quiet_since = max(silent_at, fell)
         if waiting:
             fillers = [text for text in plan.fillers if self._knows(text)]

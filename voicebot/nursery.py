@@ -54,8 +54,10 @@ from voicebot.playout import Cut, Epoch, Ledger
 from voicebot.ports import (
     Ears,
     MediaSocket,
+    OpenTranscriber,
     Ports,
     Recogniser,
+    Tongue,
     Transcriber,
     Transcript,
 )
@@ -64,7 +66,8 @@ from voicebot.record import CallSummary, Journal, Moment, Outcome, ToolRecord, T
 from voicebot.remote import Remote
 from voicebot.reply import Notes, OpenGuess, Reply
 from voicebot.ring import Ring
-from voicebot.thinking import Think, Thinker
+from voicebot.speakers import USUAL, Mouth, Speaking, switching_tool
+from voicebot.thinking import Piece, Think, Thinker
 from voicebot.toolbox import BROKEN_OFF, TOO_LATE, Run, Toolbox
 from voicebot.tries import Alternatives
 from voicebot.turns import (
@@ -229,7 +232,6 @@ class _Call:
     """What the scopes of one call share. Every method is one task, or a step of one."""
 
     scope: trio.CancelScope
-    _recognising: trio.CancelScope
     _ears: Ears
     outbound: trio.MemorySendChannel[_Outbound]
 
@@ -246,6 +248,7 @@ class _Call:
         self._socket = socket
         self._ports = ports
         self._plan = plan
+        self._recognising = trio.CancelScope()  # around the recogniser that is open
         self._on_turn = on_turn
         before = resumption or Resumption((), 0, 0.0)
         self.began = trio.current_time() - before.elapsed_s
@@ -257,7 +260,15 @@ class _Call:
         numbered = sum(len(message.tool_calls) for message in before.history)
         asks = (asking_tool(self._expect, plan.keys),) if plan.may_ask_for_keys else ()
         waits = (waiting_tool(self._wait),) if plan.may_wait and plan.timeouts.idle_s else ()
-        self._toolbox = Toolbox((*waits, *asks, *ports.tools), plan.partings, numbered=numbered)
+        self._tongues = {
+            USUAL: Tongue(ports.synthesizer, ports.open_transcriber, ports.canned),
+            **{name: tongue for name, tongue in ports.tongues.items() if name in plan.speakers},
+        }
+        names = list(self._tongues)
+        switches = (switching_tool(names, self._speak_as),) if len(names) > 1 else ()
+        self._toolbox = Toolbox(
+            (*waits, *asks, *switches, *ports.tools), plan.partings, numbered=numbered
+        )
         self._goes_on = resumption is not None
         self._dialog = Dialog(
             plan.prompt, self._toolbox.offered, plan.context_tokens, before.history
@@ -266,23 +277,13 @@ class _Call:
         self._chat = FailoverChat(
             Alternatives.of(ports.chat, rules), plan.timeouts, self._provider_failed
         )
-        self._speech = FailoverVoice(
-            Alternatives.of(ports.synthesizer, rules), plan.timeouts, self._provider_failed
+        self._mouth = Mouth(self._speaking(USUAL))
+        self._recognisers = self._recognisers_of(USUAL)
+        self.thinker = Thinker(
+            self._mouth, self._chat, self._dialog, self._toolbox, self._floor, notes
         )
-        opener = ports.open_transcriber
-        self._recognisers = (
-            opener
-            if isinstance(opener, Alternatives)
-            else Alternatives(
-                [Recogniser(opener, ports.endpointing)],
-                replace(rules, pause_s=plan.timeouts.transcriber_pause_s),
-            )
-        )
-        self.thinker = Thinker(plan, self._chat, self._dialog, self._toolbox, self._floor, notes)
-        self._voicing = Voicing(
-            plan, self._speech, ports.canned, self.thinker, self._ledger, self._turns, notes
-        )
-        self._company = Company(plan, self._voicing.knows)
+        self._voicing = Voicing(self._mouth, self.thinker, self._ledger, self._turns, notes)
+        self._company = Company(self._mouth, self._voicing.knows)
         self._framer = audio.Framer()
         self._keypad = Keypad(plan.keys)
         self._tape = ports.tape
@@ -306,6 +307,8 @@ class _Call:
         self._message = ""  # for the machine that has answered
         self.told = False  # why the bot gives up, to the end
         self.ending: Ending | None = None  # what the bot has ended the stream for
+        if before.speaker in self._tongues:
+            self._speak_as(before.speaker)
 
     def end(self, outcome: Outcome) -> None:
         """End the call. The first reason given is the one that counts."""
@@ -546,6 +549,37 @@ class _Call:
     def _wait(self, seconds: float) -> None:
         self._company.wait(trio.current_time() + seconds)
 
+    def _speaking(self, name: str) -> Speaking:
+        """Return how a speaker says what there is to say."""
+        tongue, timeouts = self._tongues[name], self._plan.timeouts
+        voices = Alternatives.of(tongue.synthesizer, timeouts.retrying)
+        voice = FailoverVoice(voices, timeouts, self._provider_failed)
+        return Speaking(self._plan.speakers.get(name, self._plan), voice, tongue.canned)
+
+    def _opener_of(self, name: str) -> OpenTranscriber | Alternatives[Recogniser]:
+        return self._tongues[name].open_transcriber or self._ports.open_transcriber
+
+    def _recognisers_of(self, name: str) -> Alternatives[Recogniser]:
+        """Return what hears the language of a speaker."""
+        opener = self._opener_of(name)
+        if isinstance(opener, Alternatives):
+            return opener
+        timeouts = self._plan.timeouts
+        rules = replace(timeouts.retrying, pause_s=timeouts.transcriber_pause_s)
+        return Alternatives([Recogniser(opener, self._ports.endpointing)], rules)
+
+    def _speak_as(self, name: str) -> None:
+        """Let another speaker go on: with the next piece, and the next words of the caller."""
+        if name == self._mouth.name:
+            return
+        if self._opener_of(name) is not self._opener_of(self._mouth.name):
+            self._recognisers = self._recognisers_of(name)
+            self._recognising.cancel(reason="another language")
+        self._mouth.name, self._mouth.now = name, self._speaking(name)
+        self._turns.speak(self._mouth.plan.language)
+        self._toolbox.part_by(self._mouth.plan.partings)
+        self._note("voice_switched", to=name)
+
     def _expect(self, entry: Entry) -> None:
         self._keypad.expect(entry, trio.current_time())
         self._pressed.ring()
@@ -555,10 +589,14 @@ class _Call:
     async def transcribe(self) -> None:
         """Keep a recogniser open and fed; give up after a few failures in a row."""
         allowed = self._plan.timeouts.transcriber_tries
-        tries = self._recognisers.tries(allowed)
+        recognisers = self._recognisers
+        tries = recognisers.tries(allowed)
         pause: float | None = 0.0
         while pause is not None:
             await trio.sleep(pause)
+            if recognisers is not self._recognisers:  # those of another language
+                recognisers = self._recognisers
+                tries = recognisers.tries(allowed)
             recogniser = tries.begin(trio.current_time())
             try:
                 with trio.CancelScope() as self._recognising:
@@ -570,7 +608,9 @@ class _Call:
                                 transcript = await transcriber.receive()
                                 tries.worked(allowed)
                                 self._take(transcript)
-                raise ProviderTimeout("recogniser", "no words in time")
+                if recognisers is self._recognisers:
+                    raise ProviderTimeout("recogniser", "no words in time")
+                pause = 0.0
             except* ProviderError as errors:
                 now = trio.current_time()
                 error = _first(errors)
@@ -578,9 +618,9 @@ class _Call:
                 self._journal.count("recogniser_failures")
                 self._note("recogniser_failed")
                 self._provider_failed(error, tries.opened)
-                if lost_ms := self._ring.rewind():
-                    self._journal.count("unrecognised_ms", lost_ms)
-                self._hearing(None)
+            if lost_ms := self._ring.rewind():
+                self._journal.count("unrecognised_ms", lost_ms)
+            self._hearing(None)
         self._give_up(Outcome.NO_RECOGNITION)
 
     def _hearing(self, endpointing: Literal["provider", "local"] | None) -> None:
@@ -683,7 +723,7 @@ class _Call:
         """Return what a call says that ends for this reason."""
         if self._message:
             return self._message
-        plan = self._plan
+        plan = self._mouth.plan
         deaf = {Outcome.NO_RECOGNITION: plan.farewell, Outcome.NO_CALLER: plan.farewell}
         return {**deaf, Outcome.TOO_LONG: plan.time_up}.get(outcome, plan.trouble)
 
@@ -723,6 +763,7 @@ class _Call:
                 self._dialog.history,
                 self._journal.next_turn,
                 trio.current_time() - self.began,
+                self._mouth.name,
             )
             self.ending = Ending(outcome, reply.arguments, reply.parting_id, so_far)
         self.end(outcome)
@@ -751,7 +792,7 @@ class _Call:
             guess.reply = reply
         try:
             async with trio.open_nursery() as turn:  # owns think and synth
-                pieces_send, pieces_receive = trio.open_memory_channel[str](PIECES)
+                pieces_send, pieces_receive = trio.open_memory_channel[Piece](PIECES)
                 turn.start_soon(
                     self.thinker.think, think, pieces_send, reply, name=f"think #{number}"
                 )

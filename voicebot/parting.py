@@ -49,6 +49,7 @@ class Resumption:
     history: tuple[Message, ...] = field(repr=False)
     turns: int
     elapsed_s: float
+    speaker: str = ""  # by name, if it is not the usual one
 
 
 @dataclass(frozen=True, slots=True)

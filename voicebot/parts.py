@@ -6,16 +6,21 @@ used, so that a server with keys does not load what it does not need, and the ot
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
 from pydantic import SecretStr
 
+from voicebot.bot import Speaker
 from voicebot.config import Settings
-from voicebot.ports import Chat, Ports, Recogniser, Synthesizer
+from voicebot.errors import ConfigError
+from voicebot.ports import Chat, Ports, Recogniser, Synthesizer, Tongue
 from voicebot.tries import Alternatives
+
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -54,6 +59,45 @@ async def open_ports(settings: Settings, brain: Chat | None = None) -> AsyncGene
             open_ears=open_ears,
             warm=warm,
         )
+
+
+@asynccontextmanager
+async def open_tongues(
+    settings: Settings, speakers: Mapping[str, Speaker]
+) -> AsyncGenerator[dict[str, Tongue]]:
+    """Open, once per process, what speaks and listens for the other speakers of a bot.
+
+    Without Deepgram there are none: the embedded parts have one voice, and know English.
+
+    Raises:
+        ConfigError: the model that listens does not know one of the languages.
+
+    Owns: the connections to the provider.
+    """
+    if speakers and not settings.deepgram:
+        log.warning("speakers_need_deepgram", extra={"speakers": list(speakers)})
+        speakers = {}
+    model = settings.deepgram_stt_model
+    problems = [
+        f"Bot: speakers: {name!r}: {what}"
+        for name, speaker in speakers.items()
+        for setting, what in settings.recognition.problems(model, speaker.language or "en")
+        if not setting  # those of settings are told elsewhere
+    ]
+    if problems:
+        raise ConfigError(problems)
+    rules = settings.timeouts.retrying
+    patient = replace(rules, pause_s=settings.timeouts.transcriber_pause_s)
+    async with AsyncExitStack() as stack:
+        tongues = {}
+        for name, speaker in speakers.items():
+            own = {"deepgram_tts_model": speaker.voice, "language": speaker.language}
+            given = {setting: value for setting, value in own.items() if value is not None}
+            theirs = settings.model_copy(update=given)
+            recognisers, voices = await _open_deepgram(stack, theirs, [])
+            heard = None if speaker.language is None else Alternatives(recognisers, patient)
+            tongues[name] = Tongue(Alternatives(voices, rules), heard)
+        yield tongues
 
 
 async def _open_chats(
@@ -95,29 +139,44 @@ async def _open_speech(
     recognisers: list[Recogniser] = []
     voices: list[Synthesizer] = []
     if settings.deepgram:
-        from voicebot.stt import open_transcriber
-
-        for key in _given([settings.deepgram_api_key, settings.deepgram_fallback_api_key]):
-            spares = 0 if voices else settings.spare_connections
-            warming = [] if voices else warmers
-            voices.append(await _open_voice(stack, settings, key, spares, warming))
-            opener = partial(
-                open_transcriber,
-                url=settings.deepgram_url,
-                api_key=key,
-                model=settings.deepgram_stt_model,
-                language=settings.language,
-                recognition=settings.recognition,
-                connect_timeout_s=settings.timeouts.transcriber_connect_s,
-                stall_s=settings.timeouts.transcriber_stall_s,
-            )
-            recognisers.append(Recogniser(opener, "provider"))
+        recognisers, voices = await _open_deepgram(
+            stack, settings, warmers, spares=settings.spare_connections
+        )
     if not settings.deepgram or settings.fallback_speech == "embedded":
         from voicebot.local.speech import open_local_speech
 
         speech = await stack.enter_async_context(open_local_speech(settings.voice))
         voices.append(speech)
         recognisers.append(Recogniser(speech.open_transcriber, "local"))
+    return recognisers, voices
+
+
+async def _open_deepgram(
+    stack: AsyncExitStack,
+    settings: Settings,
+    warmers: list[Callable[[], None]],
+    *,
+    spares: int = 0,
+) -> tuple[list[Recogniser], list[Synthesizer]]:
+    """Open recognisers and voices of each key; the first voice is kept warm."""
+    from voicebot.stt import open_transcriber
+
+    recognisers: list[Recogniser] = []
+    voices: list[Synthesizer] = []
+    for key in _given([settings.deepgram_api_key, settings.deepgram_fallback_api_key]):
+        ready, warming = (0, []) if voices else (spares, warmers)
+        voices.append(await _open_voice(stack, settings, key, ready, warming))
+        opener = partial(
+            open_transcriber,
+            url=settings.deepgram_url,
+            api_key=key,
+            model=settings.deepgram_stt_model,
+            language=settings.language,
+            recognition=settings.recognition,
+            connect_timeout_s=settings.timeouts.transcriber_connect_s,
+            stall_s=settings.timeouts.transcriber_stall_s,
+        )
+        recognisers.append(Recogniser(opener, "provider"))
     return recognisers, voices
 
 

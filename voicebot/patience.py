@@ -50,7 +50,7 @@ class Patience:
 
     def __init__(self, rules: Endpointing, vocabulary: Vocabulary) -> None:
         self._rules = rules
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._longest = 0  # pause inside this turn
         self._pauses: deque[int] = deque(maxlen=_TURNS)  # the longest of each turn
 
@@ -59,7 +59,7 @@ class Patience:
 
         One that the words ask for says nothing about the caller.
         """
-        if not (self._vocabulary.unfinished(text) or self._vocabulary.dictating(text)):
+        if not (self.vocabulary.unfinished(text) or self.vocabulary.dictating(text)):
             self._longest = max(self._longest, silence_ms)
 
     def turn_over(self) -> None:
@@ -81,9 +81,9 @@ class Patience:
         """
         rules = self._rules
         needed = hangover_ms
-        if self._vocabulary.dictating(text):
+        if self.vocabulary.dictating(text):
             needed = max(needed, rules.dictation_ms)
-        elif self._vocabulary.unfinished(text):
+        elif self.vocabulary.unfinished(text):
             needed = max(needed, rules.unfinished_ms)
         own = round(max(self._longest, *self._pauses, 0) * _BEYOND)
         return max(needed, min(own, rules.longest_ms) if own > hangover_ms else 0)

@@ -104,6 +104,8 @@ class CallPlan:
     endpointing: Endpointing = field(default_factory=Endpointing)
     interruption: Interruption = field(default_factory=Interruption)
     language: str = "en"  # BCP 47, of what is said
+    # The other speakers, by name: this plan with their language and words; see `speakers.py`.
+    speakers: Mapping[str, CallPlan] = field(default_factory=dict)
     timeouts: Timeouts = field(default_factory=Timeouts)
     send_deadline_s: float = 5.0  # a socket that takes no byte for this long is dropped
 

@@ -275,6 +275,18 @@ class Tape(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Tongue:
+    """What speaks for one of the speakers of a bot, and hears their language.
+
+    `open_transcriber` is None where the usual one hears it; `canned` as in `Ports`.
+    """
+
+    synthesizer: Synthesizer | Alternatives[Synthesizer]
+    open_transcriber: OpenTranscriber | Alternatives[Recogniser] | None = None
+    canned: Callable[[str], bytes | None] = lambda piece: None
+
+
+@dataclass(frozen=True, slots=True)
 class Ports:
     """Everything one call talks to, apart from its socket.
 
@@ -300,4 +312,5 @@ class Ports:
     hand_over: Callable[[str, bool], Awaitable[object]] | None = None
     canned: Callable[[str], bytes | None] = lambda piece: None
     warm: Callable[[], None] = lambda: None
+    tongues: Mapping[str, Tongue] = field(default_factory=dict)  # by the names of other speakers
     tape: Tape | None = None

@@ -22,7 +22,7 @@ from voicebot.hooks import Hooks, open_hooks
 from voicebot.nursery import run_call
 from voicebot.onward import KEPT
 from voicebot.parting import Ending
-from voicebot.parts import open_ports
+from voicebot.parts import open_ports, open_tongues
 from voicebot.phrases import open_phrases
 from voicebot.plan import CallPlan
 from voicebot.ports import Ports, Tape
@@ -87,7 +87,15 @@ async def open_service(board: Switchboard, bot: Bot | None = None) -> AsyncGener
         phrases = await stack.enter_async_context(
             open_phrases(resting, ports.synthesizer, bot.tool_fillers)
         )
-        ports = replace(ports, canned=phrases.get)
+        tongues = await stack.enter_async_context(open_tongues(settings, bot.speakers))
+        for name, tongue in tongues.items():
+            # Nobody is greeted in it.
+            theirs = replace(resting.speakers[name], greeting="", recorded=False)
+            known = await stack.enter_async_context(
+                open_phrases(theirs, tongue.synthesizer, bot.tool_fillers)
+            )
+            tongues[name] = replace(tongue, canned=known.get)
+        ports = replace(ports, canned=phrases.get, tongues=tongues)
         if phone is not None:
             ports = replace(ports, hang_up=phone.end_call, hand_over=phone.hand_over)
         threads = trio.CapacityLimiter(THREADS)

@@ -16,11 +16,11 @@ from voicebot.dialog import Dialog
 from voicebot.errors import ProviderError, ReplyCut, RequestTooLong
 from voicebot.floor import Floor
 from voicebot.parting import Parting, read_arguments
-from voicebot.plan import CallPlan
 from voicebot.ports import Chat, Tool, ToolCall
 from voicebot.record import Outcome
 from voicebot.reply import Notes, Reply
 from voicebot.sentences import SentenceSplitter
+from voicebot.speakers import Mouth, Speaking
 from voicebot.toolbox import NOT_STARTED, Job, Run, Toolbox
 
 _log = logging.getLogger(__name__)
@@ -28,7 +28,9 @@ _log = logging.getLogger(__name__)
 TOOL_ROUNDS: Final = 5  # times a reply may ask for tools; then the model must answer without
 
 #: Gives the pieces of a reply.
-Think = Callable[[SentenceSplitter, "trio.MemorySendChannel[str]", Reply], Awaitable[None]]
+Think = Callable[[SentenceSplitter, "trio.MemorySendChannel[Piece]", Reply], Awaitable[None]]
+#: What is to be said, and how.
+Piece = tuple[str, Speaking]
 
 
 class Thinker:
@@ -41,14 +43,14 @@ class Thinker:
 
     def __init__(
         self,
-        plan: CallPlan,
+        mouth: Mouth,
         chat: Chat,
         dialog: Dialog,
         toolbox: Toolbox,
         floor: Floor,
         notes: Notes,
     ) -> None:
-        self._plan = plan
+        self._mouth = mouth
         self._chat = chat
         self._dialog = dialog
         self._toolbox = toolbox
@@ -56,9 +58,9 @@ class Thinker:
         self._journal, self._note, self._first = notes.journal, notes.note, notes.first
         self.scope = trio.CancelScope()
 
-    async def think(self, step: Think, pieces: trio.MemorySendChannel[str], reply: Reply) -> None:
+    async def think(self, step: Think, pieces: trio.MemorySendChannel[Piece], reply: Reply) -> None:
         """Turn the reply's words into pieces to be spoken; apologise if there are none."""
-        splitter, failed = SentenceSplitter(self._plan.language), False
+        splitter, failed = SentenceSplitter(self._mouth.plan.language), False
         with pieces, trio.CancelScope() as self.scope:
             try:
                 await step(splitter, pieces, reply)
@@ -69,14 +71,14 @@ class Thinker:
                 failed, reply.failed = True, Outcome.NO_ANSWERS
             # A model may also answer with nothing to say.
             if failed or not reply.pieces:
-                text = self._plan.apology if reply.parting is None else reply.parting.text
+                text = self._mouth.plan.apology if reply.parting is None else reply.parting.text
                 await self._give(text, pieces, reply)
 
     async def answer(
-        self, splitter: SentenceSplitter, pieces: trio.MemorySendChannel[str], reply: Reply
+        self, splitter: SentenceSplitter, pieces: trio.MemorySendChannel[Piece], reply: Reply
     ) -> None:
         """Answer with the language model, which may ask for tools before it has answered."""
-        with trio.move_on_after(self._plan.timeouts.tool_patience_s):
+        with trio.move_on_after(self._mouth.plan.timeouts.tool_patience_s):
             for job in self._toolbox.untorn():
                 await job.done.wait()
         offered = self._toolbox.offered
@@ -85,6 +87,7 @@ class Thinker:
             if not calls:
                 return
             await self._run_calls(calls, reply)
+            splitter = SentenceSplitter(self._mouth.plan.language)  # which may have changed
             if reply.record.goodbye:
                 if reply.pieces:
                     return  # the goodbye has been said with the call
@@ -93,7 +96,7 @@ class Thinker:
     async def _ask(
         self,
         splitter: SentenceSplitter,
-        pieces: trio.MemorySendChannel[str],
+        pieces: trio.MemorySendChannel[Piece],
         reply: Reply,
         tools: Sequence[Tool],
         *,
@@ -200,15 +203,15 @@ class Thinker:
         """Return a think step that says a fixed text."""
 
         async def recite(
-            splitter: SentenceSplitter, pieces: trio.MemorySendChannel[str], reply: Reply
+            splitter: SentenceSplitter, pieces: trio.MemorySendChannel[Piece], reply: Reply
         ) -> None:
             for piece in (*splitter.push(text), *splitter.flush()):
                 await self._give(piece, pieces, reply)
 
         return recite
 
-    async def _give(self, piece: str, pieces: trio.MemorySendChannel[str], reply: Reply) -> None:
+    async def _give(self, piece: str, pieces: trio.MemorySendChannel[Piece], reply: Reply) -> None:
         reply.pieces.append(piece)
         reply.record.generated = " ".join(reply.pieces)
         self._first("first_text", reply)
-        await pieces.send(piece)
+        await pieces.send((piece, self._mouth.now))

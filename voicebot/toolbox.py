@@ -67,12 +67,7 @@ class Toolbox:
     ) -> None:
         """`numbered`: how many calls there are in a conversation that goes on."""
         self._tools = {tool.name: tool for tool in tools}
-        # A bot may have a tool of such a name itself.
-        self._partings = {
-            parting.tool.name: parting
-            for parting in partings
-            if parting.tool.name not in self._tools
-        }
+        self.part_by(partings)
         self.offered = (
             *(parting.tool for parting in self._partings.values()),
             *self._tools.values(),
@@ -80,6 +75,15 @@ class Toolbox:
         self._once: dict[tuple[str, str], Job] = {}  # not to be run again for their request
         self._numbers = numbered
         self.unfinished: list[Job] = []
+
+    def part_by(self, partings: Sequence[Parting]) -> None:
+        """Have these ways to end the stream, or the same ones with other words."""
+        # A bot may have a tool of such a name itself.
+        self._partings = {
+            parting.tool.name: parting
+            for parting in partings
+            if parting.tool.name not in self._tools
+        }
 
     def name(self, call: ToolCall) -> ToolCall:
         """Return the call under an id that no other call of this conversation has."""

@@ -172,6 +172,12 @@ class Turns:
         self._guess = ""  # what the caller has probably said
         self._guesses = 0  # of this turn
 
+    def speak(self, language: str) -> None:
+        """Go by the words of another language from now on."""
+        words = self._interruption
+        self._vocabulary = Vocabulary.of(language, words.listening, words.stopping)
+        self._patience.vocabulary = self._vocabulary
+
     @property
     def caller_talking(self) -> bool:
         """Whether the caller has, or may have, the floor."""

@@ -9,20 +9,18 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable
 from typing import Final
 
 import trio
 
 from voicebot import audio
 from voicebot.errors import ProviderError
-from voicebot.plan import CallPlan
 from voicebot.playout import Ledger
-from voicebot.ports import Synthesizer
 from voicebot.record import Outcome
 from voicebot.reply import Notes, Reply
 from voicebot.sentences import SentenceSplitter
-from voicebot.thinking import Thinker
+from voicebot.speakers import Mouth, Speaking
+from voicebot.thinking import Piece, Thinker
 from voicebot.toolbox import Job
 from voicebot.turns import Turns
 
@@ -32,57 +30,53 @@ REEL_AHEAD_S: Final = 20.0  # synthesised and not yet spoken: 160 kB, enough for
 
 
 class Voicing:
-    """Voices the replies of one call. `known_sound` gives that of a piece, if it is known."""
+    """Voices the replies of one call."""
 
     def __init__(
         self,
-        plan: CallPlan,
-        speech: Synthesizer,
-        known_sound: Callable[[str], bytes | None],
+        mouth: Mouth,
         thinker: Thinker,
         ledger: Ledger,
         turns: Turns,
         notes: Notes,
     ) -> None:
-        self._plan = plan
-        self._speech = speech
-        self._known_sound = known_sound
+        self._mouth = mouth
         self._thinker = thinker
         self._ledger = ledger
         self._turns = turns
         self._journal, self._note, self._first = notes.journal, notes.note, notes.first
 
-    async def synth(self, pieces: trio.MemoryReceiveChannel[str], reply: Reply) -> None:
+    async def synth(self, pieces: trio.MemoryReceiveChannel[Piece], reply: Reply) -> None:
         """Speak pieces onto the reel, the next while one is playing."""
         with pieces:
             try:
-                async for piece in pieces:
+                async for piece, how in pieces:
                     try:
-                        await self._synthesise(piece, reply)
+                        await self._synthesise(piece, how, reply)
                     except ProviderError:
                         if reply.reel.between_clauses:
                             raise  # it has been tried often enough
                         # It broke off: as people do, the sentence is begun again.
                         self._journal.count("synthesis_restarts")
                         self._note("begun_again", number=reply.record.number)
-                        await self._synthesise(piece, reply)
+                        await self._synthesise(piece, how, reply)
             except ProviderError:
                 self._journal.count("synthesis_failures")
                 self._note("synthesis_failed")
                 _log.warning("synthesis_failed", exc_info=True)
                 reply.failed = Outcome.NO_SPEECH
                 self._thinker.scope.cancel(reason="synthesis failed")  # nobody takes its pieces
-                self._say_canned(self._plan.apology, reply)
+                self._say_canned(self._mouth.plan.apology, self._mouth.now, reply)
         reply.reel.close()
         reply.moved.ring()
 
-    async def _synthesise(self, piece: str, reply: Reply) -> None:
+    async def _synthesise(self, piece: str, how: Speaking, reply: Reply) -> None:
         reel = reply.reel
-        if self._say_canned(piece, reply):
+        if self._say_canned(piece, how, reply):
             return
         reel.begin(piece)
         reply.news.ring()  # if this was begun before, it has broken off
-        async with self._speech.open_speech(piece) as chunks:
+        async with how.voice.open_speech(piece) as chunks:
             async for chunk in chunks:
                 reel.append(chunk)
                 self._first("first_audio", reply)
@@ -94,11 +88,11 @@ class Voicing:
 
     def knows(self, text: str) -> bool:
         """Whether the sound of a text is known beforehand, so that no provider can fail."""
-        return bool(self._canned(text))
+        return bool(_canned(text, self._mouth.now))
 
-    def _say_canned(self, text: str, reply: Reply) -> bool:
+    def _say_canned(self, text: str, how: Speaking, reply: Reply) -> bool:
         """Put a text on the reel if its sound is known beforehand; return whether it is."""
-        canned = self._canned(text)
+        canned = _canned(text, how)
         for piece, sound in canned:
             reply.reel.begin(piece)
             reply.reel.append(sound)
@@ -108,20 +102,13 @@ class Voicing:
             reply.moved.ring()
         return bool(canned)
 
-    def _canned(self, text: str) -> list[tuple[str, bytes]]:
-        """Return the pieces of a text with their sounds; nothing unless all are known."""
-        splitter = SentenceSplitter(self._plan.language)
-        pieces = [*splitter.push(text), *splitter.flush()]
-        known = [(piece, sound) for piece in pieces if (sound := self._known_sound(piece))]
-        return known if len(known) == len(pieces) else []
-
     async def fill(self, reply: Reply) -> None:
         """Say that somebody is still there, as often as the reply leaves the caller in silence.
 
         A slow tool has words of its own for it, which are said once.
         """
-        filler_s, reel = self._plan.timeouts.filler_s, reply.reel
-        fillers = itertools.cycle(self._plan.fillers)
+        filler_s, reel = self._mouth.plan.timeouts.filler_s, reply.reel
+        turn = itertools.count()
         quiet_since = trio.current_time()
         while not reel.closed:
             now = trio.current_time()
@@ -145,8 +132,9 @@ class Voicing:
                 filler = job.tool.filler
                 reply.running = [(at, other) for at, other in reply.running if other is not job]
             else:
-                filler = next(fillers, "")
-            sound = b"".join(sound for _, sound in self._canned(filler))
+                fillers = self._mouth.plan.fillers
+                filler = fillers[next(turn) % len(fillers)] if fillers else ""
+            sound = b"".join(sound for _, sound in _canned(filler, self._mouth.now))
             if not sound:  # not known, nor will it be during this reply
                 filler_s = filler_s if job is not None else math.inf
                 continue
@@ -154,6 +142,14 @@ class Voicing:
             self._note("filler")
             self._journal.count("fillers")
             reply.moved.ring()
+
+
+def _canned(text: str, how: Speaking) -> list[tuple[str, bytes]]:
+    """Return the pieces of a text with their sounds; nothing unless all are known."""
+    splitter = SentenceSplitter(how.plan.language)
+    pieces = [*splitter.push(text), *splitter.flush()]
+    known = [(piece, sound) for piece in pieces if (sound := how.known_sound(piece))]
+    return known if len(known) == len(pieces) else []
 
 
 def _slowest(reply: Reply, quiet_since: float) -> tuple[float, Job | None]:
