@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from voicebot import Bot, Call, tool
+from voicebot import Bot, Call, Speaker, tool
 from voicebot.brain.receptionist import ScriptedBrain
 from voicebot.brain.rules import Rules, use, when
 from voicebot.config import load, plan_of
@@ -127,6 +127,29 @@ def test_who_is_recorded_is_told_before_the_greeting() -> None:
     assert pieces[0] == "This call is recorded."
 
 
+def test_other_speakers_say_what_is_theirs_and_else_what_the_bot_says() -> None:
+    bot = Bot(
+        "x",
+        fillers=["Wait, {{who}}."],
+        apology="Sorry.",
+        may_send_digits=True,
+        variables={"who": "you"},
+        speakers={
+            "Spanish": Speaker(language="es", fillers=["Espera, {{who}}."], goodbye="Adios."),
+            "low": Speaker(voice="aura-2-zeus-en"),
+        },
+    )
+    said = plan(bot, call=Call(metadata={"who": "Ann"}))
+
+    spanish, low = said.speakers["Spanish"], said.speakers["low"]
+    assert (said.language, spanish.language, low.language) == ("en", "es", "en")
+    assert spanish.fillers == ("Espera, Ann.",)
+    assert low.fillers == said.fillers == ("Wait, Ann.",)
+    assert (spanish.apology, spanish.goodbye, low.goodbye) == ("Sorry.", "Adios.", "Goodbye.")
+    assert [parting.tool.name for parting in spanish.partings] == ["hang_up", "send_digits"]
+    assert said.partings[0].text == "Goodbye."
+
+
 def test_what_is_known_beforehand_is_learned_with_its_defaults() -> None:
     @tool(filler="Let me look, {{name}}.")
     def look() -> None:
@@ -157,6 +180,26 @@ def test_what_is_known_beforehand_is_learned_with_its_defaults() -> None:
         ({"timeouts": {}}, "timeouts must be a voicebot.plan.Timeouts"),
         ({"on_call_end": lambda: None}, "on_call_end is called as <lambda>(call, summary)"),
         ({"brain": "x"}, "brain must be a Chat"),
+        ({"speakers": ["es"]}, "Bot: speakers must be by name"),
+        ({"speakers": {"usual": Speaker()}}, "Bot: speakers: 'usual' is no name"),
+        ({"speakers": {"": Speaker()}}, "Bot: speakers: '' is no name"),
+        ({"speakers": {"es": "es"}}, "Bot: speakers: 'es' must be a voicebot.Speaker"),
+        (
+            {"speakers": {"es": Speaker(voice="piper")}},
+            "Bot: speakers: 'es': voice must be a model of Deepgram",
+        ),
+        (
+            {"speakers": {"es": Speaker(language=5)}},  # type: ignore[arg-type]
+            "Bot: speakers: 'es': language must be a text, and is 5",
+        ),
+        (
+            {"speakers": {"es": Speaker(fillers="Espera.")}},
+            "Bot: speakers: 'es': fillers must be a list of texts, and is 'Espera.'",
+        ),
+        (
+            {"speakers": {"es": Speaker(fillers=["{{x}}."])}},
+            "Bot: fillers of es: nobody knows {{x}}",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], problem: str) -> None:

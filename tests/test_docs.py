@@ -53,15 +53,16 @@ class Calendar:
 
 
 def test_the_bot_of_the_page_and_its_test_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    bot_file, brain_file, test_file = blocks("bots")
+    bot_file, speakers, brain_file, test_file = blocks("bots")
     calendar, module = Calendar(), ModuleType("bot")
     bot = run(bot_file, "bots.md 1", calendar=calendar)["bot"]
-    brain = run(brain_file, "bots.md 2")["brain"]
+    assert list(run(speakers, "bots.md 2")["bot"].speakers) == ["Spanish", "a man's voice"]
+    brain = run(brain_file, "bots.md 3")["brain"]
     assert isinstance(brain, Rules)
     vars(module)["bot"] = replace(bot, brain=brain)
     monkeypatch.setitem(sys.modules, "bot", module)
 
-    tests = checks_of(run(test_file, "bots.md 3"))
+    tests = checks_of(run(test_file, "bots.md 4"))
     for test in tests:
         test()
 

@@ -16,11 +16,12 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from voicebot import service
+from voicebot.bot import Speaker
 from voicebot.config import load
-from voicebot.errors import MissingPart, ProviderRejected
+from voicebot.errors import ConfigError, MissingPart, ProviderRejected
 from voicebot.local import weights
 from voicebot.local.speech import LocalSpeech
-from voicebot.parts import open_ports
+from voicebot.parts import open_ports, open_tongues
 from voicebot.standins import open_standins
 from voicebot.switchboard import Switchboard
 from voicebot.tries import Alternatives, Retrying
@@ -147,6 +148,48 @@ async def test_embedded_speech_stands_in_behind_the_keys(monkeypatch: pytest.Mon
                 assert isinstance(order(ports.synthesizer)[-1], LocalSpeech)
                 assert ports.endpointing == "provider"
             await standins.wait_closed()
+
+
+SPEAKERS = {
+    "Spanish": Speaker(language="es", voice="aura-2-celeste-es"),
+    "low": Speaker(voice="aura-2-zeus-en"),
+}
+
+
+async def test_other_speakers_have_their_voice_and_are_heard_in_their_language() -> None:
+    with trio.fail_after(20):
+        async with open_standins() as standins:
+            given = {**standins.environment(), "PUBLIC_URL": "https://bot.example"}
+            async with open_tongues(load(given | SECOND), SPEAKERS) as tongues:
+                assert len(order(tongues["Spanish"].synthesizer)) == 2  # both keys
+                assert tongues["low"].open_transcriber is None
+                for tongue in tongues.values():
+                    assert isinstance(tongue.synthesizer, Alternatives)
+                    async with tongue.synthesizer.first.open_speech("Hola.") as chunks:
+                        assert [chunk async for chunk in chunks]
+                [recogniser, _] = order(tongues["Spanish"].open_transcriber)
+                async with recogniser.open():
+                    pass
+            [spanish, low] = standins.deepgram.speak.speeches
+            assert dict(spanish.exchange.query)["model"] == "aura-2-celeste-es"
+            assert dict(low.exchange.query)["model"] == "aura-2-zeus-en"
+            [heard] = standins.deepgram.listen.connections
+            assert dict(heard.exchange.query)["language"] == "es"
+            await standins.wait_closed()
+
+
+async def test_other_speakers_need_a_provider_and_a_model_that_knows_their_language(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_tongues(load({}), SPEAKERS) as tongues:
+        assert tongues == {}
+    assert [record.message for record in caplog.records] == ["speakers_need_deepgram"]
+    async with open_standins() as standins:
+        given = {**standins.environment(), "PUBLIC_URL": "https://bot.example"}
+        flux = {"VOICEBOT_DEEPGRAM_STT_MODEL": "flux-general-en"}
+        with pytest.raises(ConfigError, match="'Spanish': flux-general-en hears English only"):
+            async with open_tongues(load(given | flux), SPEAKERS):
+                pytest.fail("opened")
 
 
 def test_the_first_answer_of_a_process_waits_for_no_library() -> None:

@@ -13,7 +13,8 @@ from tests.e2e.running import PATIENT, PUBLIC_URL, recorded
 from voicebot.simulator.call import Script, Utterance, WhenSilent, run_call
 from voicebot.simulator.dial import SERVE, Account, dial, open_line, open_server
 from voicebot.simulator.verdict import judge
-from voicebot.standins import open_standins
+from voicebot.standins import Heard, open_standins
+from voicebot.standins.groq import Reply, ToolCall
 from voicebot.standins.twilio import ACCOUNT_SID, AUTH_TOKEN
 
 BOT = '''\
@@ -86,3 +87,60 @@ async def test_a_call_runs_the_tool_of_the_bot_file(
     assert caller.startswith("+")
     assert state == {"booked": [4, False]}
     assert said == ["Hello Ann.", "Booked for 4, Ann."]
+
+
+SPEAKERS = """\
+from voicebot import Bot, Speaker
+
+bot = Bot(
+    "You are brief.",
+    "Hello.",
+    speakers={"Spanish": Speaker(language="es", voice="aura-2-celeste-es", goodbye="Adios.")},
+)
+"""
+
+
+async def test_a_bot_goes_on_in_another_language_when_the_caller_speaks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    await (trio.Path(tmp_path) / "bot.py").write_text(SPEAKERS)
+    root = str(Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+    account = Account(ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL)
+    said = tuple(Utterance(name, recorded("hello-world"), WhenSilent()) for name in ("1", "2"))
+    replies = (
+        Reply("", (ToolCall("switch_voice", '{"to": "Spanish"}'),)),
+        "Claro que si.",
+        Reply("", (ToolCall("hang_up"),)),
+        "",
+    )
+
+    def texts(heard: Heard) -> str:
+        spanish = dict(heard.query)["language"] == "es"
+        return "muchas gracias" if spanish else "do you speak spanish"
+
+    with trio.fail_after(90):
+        async with open_standins(texts=texts, replies=replies) as standins:
+            for name, value in (standins.environment() | {"PUBLIC_URL": PUBLIC_URL}).items():
+                monkeypatch.setenv(name, value)
+            async with open_server([*SERVE, "--bot", "bot.py"]) as url:
+                answer = await dial(url, account)
+                async with open_line(url, answer.stream_url, account) as line:
+                    recording = await run_call(line, Script(said), answer.identity)
+
+    assert recording.ended.by == "bot"
+    asked = [json.loads(exchange.body) for exchange in standins.groq.server.exchanges]
+    [offered] = [t for t in asked[0]["tools"] if t["function"]["name"] == "switch_voice"]
+    assert offered["function"]["parameters"]["properties"]["to"]["enum"] == ["usual", "Spanish"]
+    users = [m["content"] for m in asked[-1]["messages"] if m["role"] == "user"]
+    assert users == ["do you speak spanish", "muchas gracias"]
+    voices = {
+        text: dict(speech.exchange.query)["model"]
+        for speech in standins.deepgram.speak.speeches
+        if (text := json.loads(speech.exchange.body)["text"])
+        in ("Hello.", "Claro que si.", "Adios.")
+    }
+    spanish = "aura-2-celeste-es"
+    assert voices.pop("Hello.").endswith("-en")
+    assert voices == {"Claro que si.": spanish, "Adios.": spanish}
