@@ -120,6 +120,20 @@ def test_many_calls_in_one_transaction_are_listed_the_newest_first(database: Dat
     assert all(len(r.turns) == 1 for r in database.latest(30))
 
 
+def test_a_page_goes_on_behind_the_one_before_also_among_calls_of_one_moment(
+    database: Database,
+) -> None:
+    database.write([news(record(f"CA{n:02}", at=n // 4), turn(0)) for n in range(30)])
+
+    pages, before = [], None
+    while page := database.latest(7, before=before):
+        pages.append([r.sid for r in page])
+        before = page[-1]
+
+    assert [sid for page in pages for sid in page] == [f"CA{n:02}" for n in reversed(range(30))]
+    assert [len(page) for page in pages] == [7, 7, 7, 7, 2]
+
+
 def test_export_gives_every_call_once_whatever_their_times(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -901,6 +901,39 @@ async def test_calls_of_earlier_processes_are_listed_and_shown(tmp_path: Path) -
     assert missing.status_code == 404
 
 
+@pytest.mark.parametrize("kept", [True, False])
+async def test_calls_are_listed_in_pages(kept: bool, tmp_path: Path) -> None:
+    async with running_with_archive(f"sqlite:///{tmp_path}/calls.db") as (service, url):
+        if not kept:
+            assert service.service is not None
+            service.service = replace(service.service, archive=None)
+        for n in range(5):
+            service.board.store.open(
+                f"CAx{n}",
+                at=f"2099-01-01T00:00:0{n // 2}.000+00:00",
+                direction="inbound",
+                from_=TO,
+                to=TO,
+                status="completed",
+            )
+        async with httpx.AsyncClient(base_url=url) as client:
+            seen, following = [], "/calls?limit=2"
+            for _ in range(3):
+                page = (await client.get(following)).json()
+                seen += [call["call_sid"] for call in page["calls"]]
+                following = page["next"] or ""
+            whole = (await client.get("/calls")).json()
+            wrong = [
+                await client.get(f"/calls?{query}")
+                for query in ("limit=0", "limit=x", "limit=1001", "before=CAnone")
+            ]
+    assert seen[:5] == ["CAx4", "CAx3", "CAx2", "CAx1", "CAx0"]
+    assert [call["call_sid"] for call in whole["calls"]][:6] == seen[:6]
+    assert whole["next"] is None
+    assert [answer.status_code for answer in wrong] == [400] * 4
+    assert "call_sid" in wrong[-1].json()["error"]["message"]
+
+
 async def test_a_recording_is_given_to_who_may_see_the_call(tmp_path: Path) -> None:
     folder = tmp_path / "recordings"
     url = f"sqlite:///{tmp_path}/calls.db"
@@ -992,7 +1025,7 @@ async def test_a_call_is_deleted_where_there_is_no_database() -> None:
 async def test_a_database_that_is_away_is_said_and_live_calls_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(self: Database, *args: Any) -> None:
+    def away(self: Database, *args: Any, **more: Any) -> None:
         raise OperationalError("SELECT", {}, OSError("gone"))
 
     async with running_with_archive(f"sqlite:///{tmp_path}/calls.db") as (_, url):

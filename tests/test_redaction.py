@@ -49,6 +49,17 @@ def test_digits_are_found_however_they_are_grouped(text: str) -> None:
     assert masked.endswith(", yes")
 
 
+def test_data_of_a_call_is_redacted_on_its_own() -> None:
+    data = {"name": "Ann", "card": 41111111}
+    whole = record(turns=(SAID,), metadata=data, parameters={"a": "b"})
+
+    kept = Redaction(data="digits").record(whole)
+    assert (kept.metadata, kept.parameters) == ({"name": "Ann", "card": MASK}, {"a": "b"})
+    assert kept.turns == (SAID,)
+    kept = Redaction(data="none").record(whole)
+    assert (kept.metadata, kept.parameters) == ({"name": "", "card": ""}, {"a": ""})
+
+
 def test_no_words_leaves_times_and_names() -> None:
     whole = Redaction(words="none").record(record(summary=summary(SAID)))
 

@@ -16,6 +16,7 @@ import trio
 from tests.toy_bot import Habits
 from tests.toy_server import BUSY, ToyServer, serving
 from tests.wav_files import write_wav
+from voicebot.errors import ConfigError
 from voicebot.simulator import command as simulate
 from voicebot.simulator.call import (
     At,
@@ -49,6 +50,12 @@ def test_options_belong_to_the_wav_before_them() -> None:
         ("end.wav", None, False),
     ]
     assert (args.server, args.out) == ("http://h", Path("x"))
+
+
+def test_a_caller_may_only_press_keys_and_must_do_something() -> None:
+    assert [step.digits for step in parse("--digits", "12#").steps] == ["12#"]
+    with pytest.raises(ConfigError, match="nothing to do"):
+        simulate._read_script(parse())
 
 
 @pytest.mark.parametrize(

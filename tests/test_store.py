@@ -123,10 +123,11 @@ def test_oldest_records_go_first_and_live_ones_never() -> None:
     open_call(store, "CAlive")
     with store.live("CAlive", clock("t1", "t2")):
         for n in range(10):
-            open_call(store, f"CA{n}")
+            open_call(store, f"CA{n}", at=f"t{n + 10}")
         assert [record.sid for record in store.latest(100)] == ["CA9", "CA8", "CA7", "CAlive"]
-    open_call(store, "CA10")
+    open_call(store, "CA10", at="t99")
     assert [record.sid for record in store.latest(2)] == ["CA10", "CA9"]
+    assert [record.sid for record in store.latest(1, store.get("CA9"))] == ["CA8"]
     assert store.get("CAlive") is None
 
 

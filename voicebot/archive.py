@@ -300,19 +300,20 @@ class Archive:
             known = None
         return self._both(known, ours)
 
-    async def latest(self, count: int) -> list[CallRecord]:
+    async def latest(self, count: int, before: CallRecord | None = None) -> list[CallRecord]:
         """Return the newest calls of all processes, the newest first.
+
+        `before`: of those behind it in that order.
 
         Raises:
             StoreError: the database cannot be read.
         """
-        found = await self._ask(lambda: self._database.latest(count))
+        found = await self._ask(lambda: self._database.latest(count, before=before))
         known = {record.sid: record for record in found}
-        for ours in self._store.latest(count):
+        for ours in self._store.latest(count, before):
             if (record := self._both(known.get(ours.sid), ours)) is not None:
                 known[ours.sid] = record
-        newest = sorted(known.values(), key=lambda record: record.created_at, reverse=True)
-        return newest[:count]
+        return sorted(known.values(), key=lambda one: one.age, reverse=True)[:count]
 
     # --- Deleting
 

@@ -48,6 +48,11 @@ class CallRecord:
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)  # of who had it placed
     parameters: Mapping[str, str] | None = field(default=None, repr=False)  # of the stream's start
 
+    @property
+    def age(self) -> tuple[str, str]:
+        """What lists are in the order of: when it began, and its name where that is the same."""
+        return self.created_at, self.sid
+
     def as_json(self, *, brief: bool = False) -> dict[str, Any]:
         """Return the record as the calls API shows it; `brief`: as in a list of many."""
         summary = self.summary

@@ -247,13 +247,21 @@ class Database:
             rows = connection.execute(select(calls).where(calls.c.sid == sid)).all()
             return next(iter(_records(connection, rows)), None)
 
-    def latest(self, count: int, since: str | None = None) -> list[CallRecord]:
-        """Return the newest calls, without their timelines, the newest first."""
+    def latest(
+        self, count: int, since: str | None = None, before: CallRecord | None = None
+    ) -> list[CallRecord]:
+        """Return the newest calls, without their timelines, the newest first.
+
+        `before`: of those behind it in that order.
+        """
         newest = (
             _without_summary().order_by(calls.c.created_at.desc(), calls.c.sid.desc()).limit(count)
         )
         if since is not None:
             newest = newest.where(calls.c.created_at >= since)
+        if before is not None:
+            same = (calls.c.created_at == before.created_at) & (calls.c.sid < before.sid)
+            newest = newest.where(or_(calls.c.created_at < before.created_at, same))
         with self._reading.begin() as connection:
             return _records(connection, connection.execute(newest).all())
 

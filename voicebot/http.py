@@ -17,6 +17,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
@@ -56,6 +57,7 @@ from voicebot.ws import Receive, Scope, Send
 MAX_BODY_BYTES: Final = 64 * 1024  # a webhook is some 1 KiB, a request of the calls API less
 BODY_TIMEOUT_S: Final = 5  # both arrive in one piece; a slow sender is holding a socket
 LISTED_CALLS: Final = 100
+MOST_LISTED: Final = 1_000  # of 300 bytes and more each
 UNCERTAIN: Final = "a call may have been placed; look at GET /calls before trying again"
 KEEP_S: Final = 6  # for the database to take an answer; a little more than it has
 NOTED: Final[tuple[str, int, dict[str, str]]] = ("", 204, {})
@@ -444,10 +446,22 @@ def _calls(app: App) -> Blueprint:
     @routes.get("")
     async def latest() -> Reply:
         archive = opened()
-        known = store.latest(LISTED_CALLS)
-        if archive is not None:
-            known = await archive.latest(LISTED_CALLS)
-        return {"calls": [record.as_json(brief=True) for record in known]}, 200
+        text = request.args.get("limit", str(LISTED_CALLS))
+        if not re.fullmatch(r"[1-9]\d{0,3}", text, re.ASCII) or int(text) > MOST_LISTED:
+            return _error(400, f"limit must be from 1 to {MOST_LISTED}")
+        limit, behind, before = int(text), request.args.get("before"), None
+        if behind is not None:
+            before = store.get(behind) if archive is None else await archive.get(behind)
+            if before is None:
+                return _error(400, "before must be the call_sid of a call that is known")
+        # One more, which says whether there is a next page.
+        if archive is None:
+            known = store.latest(limit + 1, before)
+        else:
+            known = await archive.latest(limit + 1, before)
+        shown = known[:limit]
+        more = f"/calls?limit={limit}&before={shown[-1].sid}" if len(known) > limit else None
+        return {"calls": [record.as_json(brief=True) for record in shown], "next": more}, 200
 
     @routes.get("/<sid>")
     async def one(sid: str) -> Reply:

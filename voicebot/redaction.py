@@ -39,6 +39,10 @@ class Redaction:
     # The numbers of the two ends. last4: only their last digits.
     numbers: Literal["keep", "last4", "none"] = "keep"  # whom to call back
 
+    # What was given to `POST /calls` as metadata, and Twilio's custom parameters: keep, digits,
+    # none as for words. Names stay.
+    data: Literal["keep", "digits", "none"] = "keep"  # it is what says whose call it was
+
     def record(self, record: CallRecord) -> CallRecord:
         """Return the record as it may be written."""
         summary = record.summary
@@ -53,8 +57,8 @@ class Redaction:
             stream=_clean(record.stream),
             stream_error=_clean(record.stream_error),
             answered_by=_clean(record.answered_by),
-            metadata=_clean(record.metadata),
-            parameters=_clean(record.parameters),
+            metadata=_redacted(record.metadata, self.data),
+            parameters=_redacted(record.parameters, self.data),
             summary=summary,
             turns=tuple(map(self.turn, record.turns)),
         )
@@ -74,9 +78,7 @@ class Redaction:
         return {**turn, **words, "tools": tools}
 
     def _said(self, value: Any) -> Any:
-        if self.words == "keep":
-            return _clean(value)
-        return _clean(value, _masked if self.words == "digits" else _nothing)
+        return _redacted(value, self.words)
 
     def _number(self, number: str) -> str:
         if self.numbers == "keep":
@@ -85,6 +87,10 @@ class Redaction:
             return ""
         # What is left must not be what there was, and a client's name is no number.
         return f"…{_text(number)[-_LAST:]}" if len(number) > _LAST else ""
+
+
+def _redacted(value: Any, how: Literal["keep", "digits", "none"]) -> Any:
+    return _clean(value, {"keep": None, "digits": _masked, "none": _nothing}[how])
 
 
 def _text(text: str) -> str:

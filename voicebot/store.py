@@ -167,9 +167,10 @@ class CallStore:
         """Return the record of a call."""
         return self._records.get(sid)
 
-    def latest(self, count: int) -> list[CallRecord]:
-        """Return the newest records, the newest first."""
-        return list(self._records.values())[: -count - 1 : -1]
+    def latest(self, count: int, before: CallRecord | None = None) -> list[CallRecord]:
+        """Return the newest records, the newest first; `before`: of those behind it."""
+        newest = sorted(self._records.values(), key=lambda one: one.age, reverse=True)
+        return [one for one in newest if before is None or one.age < before.age][:count]
 
     def _change(
         self, record: CallRecord, news: Sequence[Mapping[str, Any]] = (), /, **changes: Any

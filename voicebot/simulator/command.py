@@ -111,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example: voicebot simulate hello.wav stop.wav --interrupt-after 1500 bye.wav"
     )
     parser.add_argument(
-        "wavs", nargs="+", action=_Steps, metavar="WAV", help="what the caller says, in order"
+        "wavs", nargs="*", action=_Steps, metavar="WAV", help="what the caller says, in order"
     )
     script = parser.add_argument_group("script")
     script.add_argument(
@@ -221,9 +221,12 @@ async def _hold_call(
 
 def _read_script(args: argparse.Namespace) -> Script:
     """Return the script of the command line; every WAV that cannot be read is named."""
+    steps: list[_Step] = getattr(args, "steps", None) or []
+    if not steps:
+        raise ConfigError(["the caller has nothing to do: name a WAV, or --digits KEYS"])
     problems: list[str] = []
     utterances: list[Utterance] = []
-    for step in args.steps:
+    for step in steps:
         sound = b""
         if step.wav:
             try:
