@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -296,11 +298,19 @@ def _pairs(messages: tuple[Message, ...]) -> Iterator[str]:
         yield "history: a tool call without its result"
 
 
+_KEYS = re.compile(r"\[pressed ([^]]*)\]")
+
+
 def words_of_the_caller(held: Held) -> Iterator[str]:
     """None lost, none twice: every word said in time is in exactly one turn of the caller."""
     if held.conversation.faults & {"recogniser"}:
         return
-    taken = [word for turn in held.call.summary.turns for word in turn.caller.split()]
+    texts = [turn.caller for turn in held.call.summary.turns]
+    keys = Counter("".join(key for text in texts for key in _KEYS.findall(text)))
+    pressed = Counter("".join(s.utterance.digits for s in held.call.recording.spoken))
+    for key in keys - pressed:
+        yield f"dialog: the key {key} is in more turns of the caller than it was pressed"
+    taken = [word for text in texts for word in _KEYS.sub(" ", text).split()]
     taken = [word for word in taken if not VOCABULARY.only_listening(word) and word != "stop"]
     for word in sorted({word for word in taken if taken.count(word) > 1}):
         yield f"dialog: {word!r} is in two turns of the caller"
