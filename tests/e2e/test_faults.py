@@ -2,7 +2,7 @@
 
 The caller hears something within the limit that follows from the settings; the call recovers or
 ends as the policy has it, with the caller told; nothing is left of it; and other calls do not feel
-it. All 600 calls take a quarter of an hour, so a sample is held, the same each time; all of them
+it. All 1,027 calls take 20 minutes, so a sample is held, the same each time; all of them
 with `VOICEBOT_FAULTS=all`. Random schedules: `chaos.py`.
 """
 
