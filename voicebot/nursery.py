@@ -30,9 +30,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Final, Literal, assert_never
+from typing import Final, assert_never
 
 import trio
 
@@ -41,16 +41,16 @@ from voicebot.company import Company, waiting_tool
 from voicebot.dialog import Dialog
 from voicebot.errors import (
     ProviderError,
-    ProviderTimeout,
     RemoteProtocolError,
     SocketClosed,
 )
 from voicebot.failover import FailoverChat, FailoverVoice
 from voicebot.floor import Bell, Floor
 from voicebot.keypad import Entry, Keypad, asking_tool
+from voicebot.pacer import Pacer
 from voicebot.parting import Ending, Resumption
 from voicebot.plan import CallPlan
-from voicebot.playout import Cut, Epoch, Ledger
+from voicebot.playout import Epoch, Ledger
 from voicebot.ports import (
     Ears,
     MediaSocket,
@@ -58,14 +58,12 @@ from voicebot.ports import (
     Ports,
     Recogniser,
     Tongue,
-    Transcriber,
     Transcript,
 )
-from voicebot.ports import Final as FinalTranscript
+from voicebot.recognising import Recognising
 from voicebot.record import CallSummary, Journal, Moment, Outcome, ToolRecord, TurnRecord
 from voicebot.remote import Remote
 from voicebot.reply import Notes, OpenGuess, Reply
-from voicebot.ring import Ring
 from voicebot.speakers import USUAL, Mouth, Speaking, switching_tool
 from voicebot.thinking import Piece, Think, Thinker
 from voicebot.toolbox import BROKEN_OFF, TOO_LATE, Run, Toolbox
@@ -85,11 +83,11 @@ from voicebot.turns import (
 )
 from voicebot.voicing import Voicing
 from voicebot.words import words_of
+from voicebot.writer import Writer
 
 _log = logging.getLogger(__name__)
 
 PIECES: Final = 64  # sentences waiting for synthesis, so that the model's stream is drained
-CLOCK_S: Final = 0.001  # what a timer may be early by, rounding included
 OVERLAP_BYTES: Final = 2 * audio.FRAME_BYTES  # said again by who goes on: the fade takes a bit
 ECHO_S: Final = 4.0  # the bot's words may be recognised so much later: a provider's slowest
 
@@ -106,29 +104,6 @@ _OURS: Final = frozenset(Outcome) - {
 _GAVE_UP: Final = frozenset(
     {Outcome.NO_RECOGNITION, Outcome.NO_SPEECH, Outcome.NO_ANSWERS, Outcome.CRASHED}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Media:
-    epoch: Epoch
-    audio: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    epoch: Epoch
-
-
-@dataclass(slots=True)
-class _EndEpoch:
-    """Request to end the open epoch behind everything handed over; then `cut` is there."""
-
-    clear: bool  # whether Twilio must drop what it still holds
-    done: trio.Event = field(default_factory=trio.Event)
-    cut: Cut | None = None
-
-
-_Outbound = _Media | _Mark | _EndEpoch
 
 
 async def run_call(
@@ -172,11 +147,10 @@ async def run_call(
         with trio.move_on_at(latest) as length:
             async with trio.open_nursery() as nursery:  # owns the seven tasks; `end` ends it
                 call.scope = nursery.cancel_scope
-                outbound_send, outbound_receive = trio.open_memory_channel[_Outbound](0)
                 jobs_send, jobs_receive = trio.open_memory_channel[Run](0)
-                call.outbound, call.thinker.jobs = outbound_send, jobs_send
+                call.thinker.jobs = jobs_send
                 sid = socket.start.call_sid
-                nursery.start_soon(call.write, outbound_receive, name=f"write {sid}")
+                nursery.start_soon(call.writer.run, name=f"write {sid}")
                 nursery.start_soon(call.listen, name=f"listen {sid}")
                 nursery.start_soon(call.transcribe, name=f"transcribe {sid}")
                 nursery.start_soon(call.run_tools, jobs_receive, name=f"tools {sid}")
@@ -223,17 +197,11 @@ async def _tell_carrier(tell: Callable[[], Awaitable[object]], patience_s: float
         _log.warning("hang_up_late", extra={"patience_s": patience_s})
 
 
-def _first(errors: ExceptionGroup[ProviderError]) -> ProviderError:
-    first = errors.exceptions[0]
-    return _first(first) if isinstance(first, ExceptionGroup) else first
-
-
 class _Call:
     """What the scopes of one call share. Every method is one task, or a step of one."""
 
     scope: trio.CancelScope
     _ears: Ears
-    outbound: trio.MemorySendChannel[_Outbound]
 
     def __init__(
         self,
@@ -248,7 +216,6 @@ class _Call:
         self._socket = socket
         self._ports = ports
         self._plan = plan
-        self._recognising = trio.CancelScope()  # around the recogniser that is open
         self._on_turn = on_turn
         before = resumption or Resumption((), 0, 0.0)
         self.began = trio.current_time() - before.elapsed_s
@@ -278,7 +245,14 @@ class _Call:
             Alternatives.of(ports.chat, rules), plan.timeouts, self._provider_failed
         )
         self._mouth = Mouth(self._speaking(USUAL))
-        self._recognisers = self._recognisers_of(USUAL)
+        self._recognising = Recognising(
+            self._recognisers_of(USUAL),
+            plan.timeouts.transcriber_tries,
+            self._turns,
+            notes,
+            self._take,
+            self._provider_failed,
+        )
         self.thinker = Thinker(
             self._mouth, self._chat, self._dialog, self._toolbox, self._floor, notes
         )
@@ -287,19 +261,17 @@ class _Call:
         self._framer = audio.Framer()
         self._keypad = Keypad(plan.keys)
         self._tape = ports.tape
+        self.writer = Writer(socket, self._ledger, ports.tape, plan.send_deadline_s, self.end)
+        self._pacer = Pacer(plan, self.writer, self._ledger, self._floor, self._turns, notes)
         self._pressed = Bell()
-        self._ring = Ring()
-        self._fed = Bell()
         self._inbox: list[str] = []  # turns of the caller not answered yet
         self._idle = False  # nothing is being answered
         self._guess: OpenGuess | None = None
         self._called = Bell()
-        self._echoed = Bell()
         self._giving_up: Outcome | None = None
         self._voice = False  # of the caller, by the ears
         self._rose = 0.0  # when it rose, and when it fell
         self._fell: float | None = None
-        self._media_at = 0.0  # when media was written last
         self._reply: Reply | None = None  # the newest
         self._silent_at = trio.current_time()  # when it was last heard
         self._ducks = plan.interruption.policy == "duck"
@@ -342,45 +314,6 @@ class _Call:
         self._note("provider_failed", **detail)
         _log.warning("provider_failed", extra=detail)
 
-    # The writer.
-
-    async def write(self, outbound: trio.MemoryReceiveChannel[_Outbound]) -> None:
-        """Send everything that is sent, and tell the ledger when it is."""
-        try:
-            while True:
-                item = await outbound.receive()
-                # Cancelling a send dooms the socket, so lateness ends the call.
-                with trio.move_on_after(self._plan.send_deadline_s) as deadline:
-                    await self._write_item(item)
-                if deadline.cancelled_caught:
-                    self.end(Outcome.SEND_TIMEOUT)
-        except SocketClosed:
-            self.end(Outcome.SOCKET_CLOSED)
-
-    async def _write_item(self, item: _Outbound) -> None:
-        match item:
-            case _Media(epoch, chunk):
-                await self._socket.send(twilio.SendMedia(chunk))
-                self._media_at = trio.current_time()
-                self._ledger.media_written(epoch, chunk, self._media_at)
-                if self._tape is not None:
-                    self._tape.bot_said(chunk, self._media_at)
-            case _Mark(epoch):
-                name = self._ledger.next_mark(epoch)
-                # Before it is sent, or its echo may be there first. All it follows is written.
-                self._ledger.mark_written(epoch, name)
-                await self._socket.send(twilio.SendMark(name))
-            case _EndEpoch(clear):  # pragma: no branch - the union has no other member
-                needed = clear and self._ledger.clear_needed()
-                if needed:
-                    await self._socket.send(twilio.SendClear())
-                item.cut = self._ledger.close(trio.current_time(), cleared=needed)
-                if self._tape is not None:
-                    self._tape.bot_cut(item.cut.discarded, self._ledger.delay_s)
-                item.done.set()
-            case _ as unreachable:
-                assert_never(unreachable)
-
     # The listen scope.
 
     async def listen(self) -> None:
@@ -420,7 +353,7 @@ class _Call:
     def _hear(self, frame: bytes, now: float) -> None:
         ears = self._ears
         voice = ears.hear(frame, echo_dbov=self._ledger.playing_dbov(now))
-        self._feed(frame)
+        self._recognising.feed(frame)
         if voice and not self._voice:
             self._rose = now
         if self._voice and not voice:
@@ -472,24 +405,18 @@ class _Call:
         if self._ledger.mark_echoed(name, now):
             if self._tape is not None:
                 self._tape.bot_played(self._ledger.unproved, self._ledger.delay_s)
-            self._echoed.ring()
+            self._pacer.echoed.ring()
         else:
             self._journal.clear_echoed(now)
-
-    def _feed(self, item: bytes | SpeechStarted | Finalize) -> None:
-        """Queue for the recogniser; the oldest audio goes when it cannot keep up."""
-        if lost_ms := self._ring.put(item):
-            self._journal.count("unrecognised_ms", lost_ms)
-        self._fed.ring()
 
     def _obey(self, instructions: Sequence[Instruction]) -> None:
         """Do what turn-taking says. Synchronous: one step for every other task."""
         for instruction in instructions:
             match instruction:
                 case SpeechStarted() | Finalize():
-                    self._feed(instruction)
+                    self._recognising.feed(instruction)
                 case RecogniserLate():
-                    self._recognising.cancel(reason="late")
+                    self._recognising.late()
                 case Interrupt(onset):
                     self._floor.interrupt()
                     turn = self._journal.next_turn - 1
@@ -573,8 +500,7 @@ class _Call:
         if name == self._mouth.name:
             return
         if self._opener_of(name) is not self._opener_of(self._mouth.name):
-            self._recognisers = self._recognisers_of(name)
-            self._recognising.cancel(reason="another language")
+            self._recognising.change(self._recognisers_of(name))
         self._mouth.name, self._mouth.now = name, self._speaking(name)
         self._turns.speak(self._mouth.plan.language)
         self._toolbox.part_by(self._mouth.plan.partings)
@@ -584,51 +510,14 @@ class _Call:
         self._keypad.expect(entry, trio.current_time())
         self._pressed.ring()
 
-    # The recogniser.
+    # The recogniser, and what it hears.
 
     async def transcribe(self) -> None:
-        """Keep a recogniser open and fed; give up after a few failures in a row."""
-        allowed = self._plan.timeouts.transcriber_tries
-        recognisers = self._recognisers
-        tries = recognisers.tries(allowed)
-        pause: float | None = 0.0
-        while pause is not None:
-            await trio.sleep(pause)
-            if recognisers is not self._recognisers:  # those of another language
-                recognisers = self._recognisers
-                tries = recognisers.tries(allowed)
-            recogniser = tries.begin(trio.current_time())
-            try:
-                with trio.CancelScope() as self._recognising:
-                    async with recogniser.open() as transcriber:
-                        self._hearing(recogniser.endpointing)
-                        async with trio.open_nursery() as feed:  # owns the feed; ends on error
-                            feed.start_soon(self._feed_from_ring, transcriber, recogniser)
-                            while True:
-                                transcript = await transcriber.receive()
-                                tries.worked(allowed)
-                                self._take(transcript)
-                if recognisers is self._recognisers:
-                    raise ProviderTimeout("recogniser", "no words in time")
-                pause = 0.0
-            except* ProviderError as errors:
-                now = trio.current_time()
-                error = _first(errors)
-                pause = tries.failed(error, now)
-                self._journal.count("recogniser_failures")
-                self._note("recogniser_failed")
-                self._provider_failed(error, tries.opened)
-            if lost_ms := self._ring.rewind():
-                self._journal.count("unrecognised_ms", lost_ms)
-            self._hearing(None)
+        """Have the caller recognised; give up where nobody can."""
+        await self._recognising.run()
         self._give_up(Outcome.NO_RECOGNITION)
 
-    def _hearing(self, endpointing: Literal["provider", "local"] | None) -> None:
-        self._turns.recogniser(endpointing, self._ring.finalizes, trio.current_time())
-
     def _take(self, transcript: Transcript) -> None:
-        if isinstance(transcript, FinalTranscript):
-            self._ring.settle(transcript.until_ms, finalized=transcript.finalized)
         now = trio.current_time()
         instructions = self._turns.transcript(transcript, now, self._spoken(now))
         if not self._message:
@@ -659,20 +548,6 @@ class _Call:
         self._floor.interrupt()
         self._floor.decide(True)
         self._called.ring()
-
-    async def _feed_from_ring(self, transcriber: Transcriber, recogniser: Recogniser) -> None:
-        """Hand over audio in batches, and each edge behind the audio it follows."""
-        while True:  # noqa: ASYNC913  # edges are few; behind them it waits, or sends
-            while not self._ring.ready:
-                await self._fed.wait()
-            match self._ring.take():
-                case SpeechStarted(ago_ms):
-                    transcriber.speech_started(ago_ms)
-                case Finalize():
-                    if recogniser.endpointing == "local":  # the other kind needs not be asked
-                        await transcriber.finalize()
-                case batch:
-                    await transcriber.send(batch)
 
     async def watch_clock(self) -> None:
         """Warn the caller that the call gets too long, and end it with a goodbye."""
@@ -877,12 +752,13 @@ class _Call:
             epoch = Epoch(reply.record.number, n)
             self._ledger.open(epoch, position)
             with trio.CancelScope() as speak, self._floor.held(speak):
-                await self._speak(reply, position, epoch)
-            cut = await self._end_epoch(clear=speak.cancelled_caught)
+                await self._pacer.speak(reply, position, epoch)
+            cut = await self.writer.end_epoch(clear=speak.cancelled_caught)
+            self._silent_at = trio.current_time()
             reply.heard = max(reply.heard, cut.heard)
             if not speak.cancelled_caught:
                 return True
-            last_media = None if reply.record.first_media is None else self._media_at
+            last_media = None if reply.record.first_media is None else self.writer.media_at
             heard_ms = cut.heard // audio.BYTES_PER_MS
             self._journal.silenced(trio.current_time(), heard_ms, cut.cleared, last_media)
             if cut.cleared:
@@ -903,15 +779,6 @@ class _Call:
             self._note("resumed", from_ms=position // audio.BYTES_PER_MS)
             self._journal.count("resumes")
         return False
-
-    async def _end_epoch(self, *, clear: bool) -> Cut:
-        """End the open epoch; return when everything of it, and the clear, is written."""
-        request = _EndEpoch(clear)
-        await self.outbound.send(request)
-        await request.done.wait()
-        self._silent_at = trio.current_time()
-        assert request.cut is not None  # the writer sets it before `done`
-        return request.cut
 
     # Tools, which may outlive the turn that asked for them.
 
@@ -952,69 +819,3 @@ class _Call:
             self._toolbox.finished(job, result)
             for call_id in job.calls:
                 self._dialog.tool_returned(call_id, result)
-
-    # The speak scope: the reel and the writer, no provider, no await in cleanup.
-
-    async def _speak(self, reply: Reply, position: int, epoch: Epoch) -> None:
-        """Hand the reel to the writer in playing time; return when it has been heard."""
-        pacing, reel, ledger = self._plan.pacing, reply.reel, self._ledger
-        chunk_bytes = pacing.chunk_ms * audio.BYTES_PER_MS
-        # A whole message must fit under the lead.
-        threshold = (pacing.lead_ms - pacing.chunk_ms) / 1_000
-        handed = unmarked = 0
-        while True:
-            ahead = ledger.buffered_s(trio.current_time())
-            ahead += (handed - ledger.written) / audio.BYTES_PER_S
-            if ahead > threshold + CLOCK_S:
-                await trio.sleep(ahead - threshold)
-                continue
-            chunk = reel.read(position, chunk_bytes)
-            if not reel.closed and len(chunk) < (chunk_bytes if ahead else audio.FRAME_BYTES):
-                if unmarked and len(chunk) < audio.FRAME_BYTES:
-                    # A pause in the reply: whether it was heard up to here must be known.
-                    await self.outbound.send(_Mark(epoch))
-                    unmarked = 0
-                    continue
-                # What is there goes out before Twilio runs dry, however little it is.
-                with trio.move_on_after(ahead or math.inf):
-                    await reply.moved.wait()
-                continue
-            if not chunk:
-                break
-            if not reel.closed:
-                # Whole frames, or the filling would be heard inside a word.
-                chunk = chunk[: len(chunk) - len(chunk) % audio.FRAME_BYTES]
-            position += len(chunk)
-            chunk = chunk.ljust(
-                -(-len(chunk) // audio.FRAME_BYTES) * audio.FRAME_BYTES, bytes([audio.SILENCE])
-            )
-            if not handed and epoch.n:
-                chunk = audio.fade_in(chunk)
-            if self._ducks and self._floor.undecided:
-                chunk = audio.quieter(chunk, self._plan.interruption.duck_db)
-            await self.outbound.send(_Media(epoch, chunk))
-            handed += len(chunk)
-            unmarked += len(chunk)
-            if epoch.n:
-                self._journal.went_on(trio.current_time())
-            if reply.record.first_media is None:
-                self._turns.bot_audible()
-            if reply.record.first_audio is not None:  # and not only a filler
-                self._first("first_media", reply)
-            if unmarked >= pacing.mark_every_ms * audio.BYTES_PER_MS:
-                await self.outbound.send(_Mark(epoch))
-                unmarked = 0
-            reply.spoken = max(reply.spoken, position)
-            reel.forget(position - pacing.keep_ms * audio.BYTES_PER_MS)
-            reply.moved.ring()
-        if unmarked:
-            await self.outbound.send(_Mark(epoch))
-        self._note("sent")
-        # Everything is written, for the writer has taken the mark that follows it.
-        while not ledger.played_out():
-            with trio.move_on_at(ledger.overdue_at()) as overdue:
-                await self._echoed.wait()
-            # What is learnt of the line meanwhile may put it off.
-            if overdue.cancelled_caught and trio.current_time() >= ledger.overdue_at():
-                self._journal.count("lost_marks")
-                return
