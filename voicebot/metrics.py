@@ -54,6 +54,12 @@ class Metrics:
             "Calls closed as lost because their process had gone",
             registry=self._registry,
         )
+        self.outbound_refused = Counter(
+            "voicebot_outbound_refused",
+            "Calls that were not placed because of whom they were to, or of how many there are",
+            ["reason"],
+            registry=self._registry,
+        )
         self._hooks = Counter(
             "voicebot_hook_failures",
             "Hooks of the bot file that raised or were given up",

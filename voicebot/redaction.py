@@ -48,8 +48,8 @@ class Redaction:
             summary |= told
         return replace(
             record,
-            from_=self._number(record.from_),
-            to=self._number(record.to),
+            from_=self.number(record.from_),
+            to=self.number(record.to),
             stream=_clean(record.stream),
             stream_error=_clean(record.stream_error),
             answered_by=_clean(record.answered_by),
@@ -78,7 +78,8 @@ class Redaction:
             return _clean(value)
         return _clean(value, _masked if self.words == "digits" else _nothing)
 
-    def _number(self, number: str) -> str:
+    def number(self, number: str) -> str:
+        """Return a telephone number as it may be written."""
         if self.numbers == "keep":
             return _text(number)
         if self.numbers == "none":
