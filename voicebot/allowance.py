@@ -88,13 +88,10 @@ def check_limits(limits: Outbound, wanted: Wanted, used: Mapping[str, Used]) -> 
         if used[name].amount + takes <= limit:
             continue
         wait_s = AT_ONCE_RETRY_S if window is None else math.ceil(window - used[name].oldest_s)
-        text = f"the limit of {limit} calls {_WORDS[name]} is reached"
-        hint = "wait"
+        text, hint = f"the limit of {limit} calls {_WORDS.get(name)} is reached", "wait"
         if name == "minutes_per_day":
-            text = (
-                f"of {limit} minutes a day {used[name].amount} are used or held, and a call may "
-                f"take {takes}"
-            )
+            held = f"{used[name].amount} are used or held"
+            text = f"of {limit} minutes a day {held}, and a call may take {takes}"
             hint = "wait, or shorten VOICEBOT_TIMEOUTS__CALL_S"
         setting = f"VOICEBOT_OUTBOUND__{name.upper()}"
         raise CallBarred(name, text, f"{hint}; or raise {setting}", setting, max(1, wait_s))
