@@ -34,9 +34,9 @@ class Outbound:
     # personal, short.
     kinds: str = ""  # nobody whom a bot has reason to call has such a number
     per_minute: int = 60  # Twilio starts one a second unless it was asked for more
-    per_minute_per_key: int = 30  # with a second key, each leaves something to the other
+    per_minute_per_key: int = 30  # one key leaves something to the others; people dial no faster
     at_once: int = 30  # of VOICEBOT_MAX_CALLS' 40, so that callers find a line
-    at_once_per_key: int = 20  # as above
+    at_once_per_key: int = 20  # half of the lines: one key leaves some to the others
     # In 24 hours. A call counts as its time limit, 61 minutes unless
     # VOICEBOT_TIMEOUTS__CALL_S says otherwise, until it is over; then as minutes that were begun.
     minutes_per_day: int = 3_000  # a thousand calls of three minutes; 30 at once hold 1,830

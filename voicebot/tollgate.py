@@ -96,23 +96,23 @@ class Tollgate:
             yield reservation
         except ProviderError as exc:
             if surely_not_placed(exc):
-                await self._give_back(archive, reservation.key)
+                with trio.move_on_after(KEEP_S, shield=True):  # also if the client has gone
+                    await self._give_back(archive, reservation.key)
             raise
         finally:
             if reservation.sid is not None:
-                await self._name(archive, reservation.key, reservation.sid)
+                with trio.move_on_after(KEEP_S, shield=True):  # as above
+                    await self._name(archive, reservation.key, reservation.sid)
 
     async def _give_back(self, archive: Archive | None, key: str) -> None:
         self._dials.give_back(key)
         if archive is not None:
-            with trio.move_on_after(KEEP_S, shield=True):  # also if the client has gone
-                await archive.give_back(key)
+            await archive.give_back(key)
 
     async def _name(self, archive: Archive | None, key: str, sid: str) -> None:
         self._dials.named(key, sid)
         if archive is not None:
-            with trio.move_on_after(KEEP_S, shield=True):  # also if the client has gone
-                await archive.name_dial(key, sid)
+            await archive.name_dial(key, sid)
 
     def over(self, record: CallRecord) -> None:
         """Take what Twilio has said of a call; the database is told by the record itself."""
