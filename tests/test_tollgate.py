@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,9 @@ class Place:
 @asynccontextmanager
 async def place(database: str = "", **environ: str) -> AsyncGenerator[Place]:
     """Serve, with a database or without; every call has its own SID."""
-    async with AsyncExitStack() as stack:
-        stack.enter_context(trio.fail_after(20))
-        twilio = await stack.enter_async_context(open_fake_twilio())
-        yield await stack.enter_async_context(at(twilio, database, **environ))
+    with trio.fail_after(20):
+        async with open_fake_twilio() as twilio, at(twilio, database, **environ) as here:
+            yield here
 
 
 @asynccontextmanager

@@ -41,9 +41,10 @@ class Tolls:
     """The rule of one server.
 
     Args:
-        countries: of two letters ("US"), or prefixes ("+4930"); none: the caller's own.
+        countries: of two letters ("US"), or prefixes ("+4930"); none: that of `home`, or without
+            one that of the number that calls.
         kinds: of `KIND_NAMES`, which may be called all the same.
-        home: the number that calls, where a request names none.
+        home: our own number, E.164.
 
     Raises:
         ValueError: a country or a kind that there is not; the message says which.
@@ -55,7 +56,6 @@ class Tolls:
         self._prefixes = tuple(each for each in countries if each.startswith("+"))
         self._countries = tuple(each.upper() for each in countries if not each.startswith("+"))
         self._kinds = frozenset(kinds)
-        self._home = home
         for prefix in self._prefixes:
             _check_prefix(prefix)
         for country in self._countries:
@@ -64,6 +64,8 @@ class Tolls:
         for kind in kinds:
             if kind not in KIND_NAMES:
                 raise ValueError(f"{kind} is none of {', '.join(KIND_NAMES)}")
+        if not countries:
+            self._countries = _countries_of(home)
 
     def check(self, to: str, from_: str = "") -> None:
         """Check that a number may be called. Both are E.164, which has been seen to.
@@ -82,8 +84,7 @@ class Tolls:
             return
         countries = self._countries
         if not countries and not self._prefixes:
-            home = _parsed(self._home or from_)
-            countries = () if home is None else (_country(home),)
+            countries = _countries_of(from_)
         country = _country(number)
         if country == _NOWHERE:
             raise CallBarred(
@@ -95,7 +96,7 @@ class Tolls:
             )
         if country in countries:
             return
-        allowed = ", ".join((*countries, *self._prefixes)).replace(_NOWHERE, "nowhere")
+        allowed = ", ".join((*countries, *self._prefixes))
         raise CallBarred(
             "country",
             f"to is in {country}, and this server calls {allowed or 'nowhere'} only",
@@ -133,6 +134,13 @@ def _parsed(e164: str) -> PhoneNumber | None:
 def _country(number: PhoneNumber) -> str:
     known = phonenumbers.region_code_for_number(number)
     return known or phonenumbers.region_code_for_country_code(number.country_code or 0)
+
+
+def _countries_of(number: str) -> tuple[str, ...]:
+    """Return the country of a number, if it is in one."""
+    parsed = _parsed(number)
+    country = _NOWHERE if parsed is None else _country(parsed)
+    return () if country == _NOWHERE else (country,)
 
 
 def _kind(number: PhoneNumber) -> int:
