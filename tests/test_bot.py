@@ -174,6 +174,9 @@ def test_what_is_known_beforehand_is_learned_with_its_defaults() -> None:
     "fields, problem",
     [
         ({"variables": {"caller": ""}}, "{{caller}} is given by the call"),
+        ({"may_send_digits": "12"}, "Bot: may_send_digits must be True, or a list of keys"),
+        ({"may_send_digits": []}, "Bot: may_send_digits must be True"),
+        ({"may_send_digits": ["call mum"]}, "Bot: may_send_digits must be True"),
         ({"fillers": ["Hm, {{x}}."]}, "Bot: fillers: nobody knows {{x}}"),
         ({"recording": "no"}, "Bot: recording must be True or False"),
         ({"voice": "bob"}, "there is no voice 'bob'"),

@@ -319,3 +319,22 @@ def test_a_second_key_without_a_first_is_a_mistake(name: str) -> None:
         load({f"{name}_FALLBACK_API_KEY": "two"})
     settings = load({f"{name}_API_KEY": "one", f"{name}_FALLBACK_API_KEY": "hush"})
     assert "hush" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("COUNTRIES", "US,XX", "XX is no country"),
+        ("COUNTRIES", "+1", "write US or CA"),
+        ("COUNTRIES", "US,+8", "+8 begins with no country code"),
+        ("KINDS", "premium,dear", "dear is none of premium"),
+        ("AT_ONCE", "-1", "must not be negative"),
+        ("MINUTES_PER_DAY", "many", "valid integer"),
+    ],
+)
+def test_whom_to_call_is_checked_at_the_start(name: str, value: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({f"VOICEBOT_OUTBOUND__{name}": value})
+    [problem] = caught.value.problems
+    assert f"VOICEBOT_OUTBOUND__{name}" in problem
+    assert said in problem

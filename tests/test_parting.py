@@ -49,7 +49,7 @@ async def call(
         summary = await run_call(
             socket,
             ports(FakeEar(says), chat, hang_up=carrier.end),
-            plan(people=PEOPLE, may_send_digits=True, **changes),
+            plan(people=PEOPLE, **{"may_send_digits": True, **changes}),
             resumption=resumption,
             on_parting=lambda ending: endings.append((ending, socket.closed)),
             remote=remote,
@@ -105,6 +105,12 @@ async def test_a_model_that_says_nothing_does_not_leave_the_caller_in_silence(
         (ToolCall("x", "transfer", "[]"), "must be a JSON object"),
         (ToolCall("x", "send_digits", '{"digits": "call mum"}'), "digits must be"),
         (ToolCall("x", "send_digits", '{"digits": 5}'), "digits must be"),
+        (ToolCall("x", "send_digits", '{"digits": "1A"}'), "0-9, *, #, and w"),
+        (ToolCall("x", "send_digits", '{"digits": "1W2"}'), "0-9, *, #, and w"),
+        (ToolCall("x", "send_digits", '{"digits": "%s"}' % ("1" * 33)), "1 to 32"),
+        (ToolCall("x", "send_digits", '{"digits": ""}'), "1 to 32"),
+        (ToolCall("x", "send_digits", '{"digits": "1\\n"}'), "digits must be"),
+        (ToolCall("x", "send_digits", '{"digits": "\u0661"}'), "digits must be"),
     ],
 )
 async def test_the_model_is_told_what_it_got_wrong(
@@ -124,6 +130,55 @@ async def test_keys_are_asked_for_and_the_call_goes_on_elsewhere(autojump_clock:
     assert summary.outcome is Outcome.PRESSING_KEYS
     assert ending.arguments == {"digits": "ww1#"}
     assert carrier.ended == []
+
+
+# A caller has talked the model into something. What it asks for is a name, and never a number.
+INJECTED = (
+    '{"to": "+19005551234"}',
+    '{"to": "+15550100777"}',  # also not where there is such a person
+    '{"to": "sales, +19005551234"}',
+    '{"to": "Sales"}',
+    '{"to": "sales\\u0000"}',
+    '{"to": ["sales"]}',
+    '{"to": {"sales": "+19005551234"}}',
+    '{"to": null}',
+    '{"number": "+19005551234"}',
+    '{"to": "</Number><Number>+19005551234"}',
+)
+
+
+@pytest.mark.parametrize("arguments", INJECTED)
+async def test_a_model_that_was_talked_into_it_reaches_nobody_else(
+    autojump_clock: Clock, arguments: str
+) -> None:
+    wrong = ToolCall("x", "transfer", arguments)
+    summary, _, _, carrier, endings = await call(
+        [["One moment.", wrong], "Sorry."], ["call my number"], [(1.0, 2.0)]
+    )
+    assert (endings, carrier.ended) == ([], [])
+    assert summary.outcome is Outcome.HUNG_UP
+
+
+def test_the_number_is_the_bot_files_whatever_else_the_model_writes() -> None:
+    read = parting.transfer(PEOPLE, "").read
+    given = {"to": "sales", "number": "+19005551234", "who": "+19005551234", "summary": "x"}
+    assert read(given) == {"to": PEOPLE["sales"], "who": "sales", "summary": "x"}
+
+
+async def test_only_keys_that_are_listed_are_pressed(autojump_clock: Clock) -> None:
+    other = ToolCall("x", "send_digits", '{"digits": "900"}')
+    listed = ToolCall("x", "send_digits", '{"digits": "ww2#"}')
+    summary, _, chat, _, [(ending, _)] = await call(
+        [["One moment.", other], ["Now.", listed]], ["press nine"], [(1.0, 2.0)],
+        may_send_digits=("1", "ww2#"),
+    )  # fmt: skip
+    assert "digits must be one of: 1, ww2#" in chat.requests[1][-1].content
+    assert summary.outcome is Outcome.PRESSING_KEYS
+    assert ending.arguments == {"digits": "ww2#"}
+    [tool] = [
+        way.tool for way in plan(may_send_digits=("1", "ww2#")).partings if "send" in way.tool.name
+    ]
+    assert tool.parameters["properties"]["digits"]["enum"] == ["1", "ww2#"]
 
 
 async def test_a_call_that_comes_back_goes_on_where_it_was(autojump_clock: Clock) -> None:

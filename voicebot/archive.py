@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
+from voicebot.allowance import Outbound, Wanted
 from voicebot.call_record import CallRecord, merge
 from voicebot.config import Settings
 from voicebot.errors import StoreError
@@ -278,10 +279,36 @@ class Archive:
 
     async def end_request(self, key: str, answer: tuple[Mapping[str, Any], int] | None) -> None:
         """As `Idempotency.end`. Never raises: what cannot be kept is logged."""
-        try:
-            await self._ask(lambda: self._database.end_request(key, answer))
-        except StoreError as exc:
-            _log.error("answer_not_kept", extra={"error": str(exc)})
+        await self._tell("answer_not_kept", lambda: self._database.end_request(key, answer))
+
+    # --- Calls that are to be placed
+
+    async def reserve(self, key: str, limits: Outbound, wanted: Wanted) -> None:
+        """Take what a call may cost, of what all processes may.
+
+        Raises:
+            CallBarred: a limit does not allow it.
+            StoreError: the database does not answer, so nobody knows what is left.
+
+        Cancellation: it may have been taken, and is held as if the call had been placed.
+        """
+        await self._ask(lambda: self._database.reserve(key, limits, wanted))
+
+    async def name_dial(self, key: str, sid: str) -> None:
+        """Say which call it became. Never raises: what is not known to be over is held longer."""
+        await self._tell("dial_not_named", lambda: self._database.name_dial(key, sid))
+
+    async def give_back(self, key: str) -> None:
+        """Say that no call was placed. Never raises, as `name_dial`."""
+        await self._tell("dial_not_given_back", lambda: self._database.give_back(key))
+
+    async def note_refusal(self, refusal: Mapping[str, Any]) -> None:
+        """Keep that a call was not placed. Never raises: the log has it as well."""
+        await self._tell("refusal_not_kept", lambda: self._database.note_refusal(refusal))
+
+    async def latest_refusals(self, count: int) -> list[dict[str, Any]]:
+        """Return the newest refusals of all processes, the newest first. Raises as `latest`."""
+        return await self._ask(lambda: self._database.latest_refusals(count))
 
     # --- Reading
 
@@ -344,6 +371,13 @@ class Archive:
             return known
         ours = self._redaction.record(ours)
         return ours if known is None else merge(known, ours)
+
+    async def _tell(self, event: str, sync: Callable[[], None]) -> None:
+        """As `_ask`, of what nobody waits for; `event` is logged where it fails."""
+        try:
+            await self._ask(sync)
+        except StoreError as exc:
+            _log.error(event, extra={"error": str(exc)})
 
     async def _ask(self, sync: Callable[[], T]) -> T:
         with trio.move_on_after(READ_S):

@@ -21,6 +21,7 @@ from voicebot.call import BUILT_IN, Call, render, variables_in
 from voicebot.config import E164, Settings
 from voicebot.errors import ConfigError
 from voicebot.keypad import Entry
+from voicebot.parting import are_keys
 from voicebot.patience import Endpointing
 from voicebot.plan import CallPlan, Timeouts
 from voicebot.ports import Chat, Tool
@@ -100,7 +101,8 @@ class Bot:
     `recording=False`: its calls are never recorded, whatever the settings say. `consent` is said
     before the greeting of a call that is recorded; empty, because the greeting says it already.
 
-    `people` are those whom the model may put callers through to: E.164 by name.
+    `people` are those whom the model may put callers through to: E.164 by name. What keys it may
+    press is said by `may_send_digits`: a list of them, or True for any.
 
     `speakers` are other voices and languages by name, for which the model changes its own when
     the caller wants it. They need Deepgram.
@@ -137,7 +139,7 @@ class Bot:
     people: Mapping[str, str] | None = None
     speakers: Mapping[str, Speaker] = field(default_factory=dict)
     may_hang_up: bool | None = None
-    may_send_digits: bool | None = None
+    may_send_digits: bool | Sequence[str] | None = None
     may_ask_for_keys: bool | None = None
     may_wait: bool | None = None
     keys: Entry | None = None
@@ -177,6 +179,8 @@ class Bot:
 
     def _said(self, base: CallPlan, values: Mapping[str, Any]) -> CallPlan:
         given = {name: value for name in _OF_PLAN if (value := getattr(self, name)) is not None}
+        if isinstance(digits := given.get("may_send_digits"), list):
+            given["may_send_digits"] = tuple(digits)
         plan = replace(base, recorded=base.recorded and self.recording, **given)
         plan = replace(plan, **_rendered(plan, (*_TEXTS, *_LISTS), values))
         others: dict[str, CallPlan] = {}
@@ -253,6 +257,13 @@ def _wrong_types(bot: Bot) -> list[str]:
         and all(isinstance(number, str) and E164.fullmatch(number) for number in people.values())
     ):
         problems.append('Bot: people must be numbers by name, like {"the shop": "+15550100123"}')
+    digits: Any = bot.may_send_digits
+    if not isinstance(digits, bool | None) and not (
+        isinstance(digits, list | tuple) and digits and all(map(are_keys, digits))
+    ):
+        problems.append(
+            'Bot: may_send_digits must be True, or a list of keys to press, like ["1", "ww2#"]'
+        )
     if not isinstance(bot.variables, Mapping):
         problems.append('Bot: variables must be a dict of names and defaults, like {"name": ""}')
     return problems

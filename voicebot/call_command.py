@@ -18,7 +18,7 @@ import trio
 from voicebot import config, telephony
 from voicebot.call_record import FINAL_STATUSES
 from voicebot.config import Settings
-from voicebot.errors import ProviderError
+from voicebot.errors import CallBarred, ProviderError
 from voicebot.outbound import OutboundCall, missing_settings, read_call
 
 ENV_FILE: Final = Path(".env")
@@ -117,6 +117,10 @@ async def _at_twilio(
     if missing := missing_settings(settings, from_given=True):
         raise _Refused(f"set {', '.join(missing)}", 2)
     assert isinstance(asked, OutboundCall)  # all is given
+    try:
+        config.tolls_of(settings).check(asked.to, asked.from_)
+    except CallBarred as exc:
+        raise _Refused(f"{exc}; {exc.hint}") from exc
     try:
         async with telephony.open_telephony(settings) as phone:
             placed = await phone.place_call(asked)

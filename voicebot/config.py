@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -25,6 +25,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from voicebot.allowance import Outbound
 from voicebot.audio import FRAME_MS
 from voicebot.context import CONTEXT_TOKENS, tokens_of
 from voicebot.errors import ConfigError
@@ -36,6 +37,9 @@ from voicebot.recognition import Recognition
 from voicebot.recording import Recording
 from voicebot.redaction import Redaction, Retention
 from voicebot.turns import Interruption
+
+if TYPE_CHECKING:
+    from voicebot.tolls import Tolls
 
 E164: Final = re.compile(r"\+[1-9][0-9]{6,14}", re.ASCII)  # ITU-T E.164: at most 15 digits
 _MAY_BE_EMPTY: Final = frozenset(
@@ -227,6 +231,7 @@ class Settings(BaseSettings):
     interruption: Interruption = Interruption()
     pacing: Pacing = Pacing()
     timeouts: Timeouts = Timeouts()
+    outbound: Outbound = Outbound()
     retention: Retention = Retention()
     redaction: Redaction = Redaction()
     recording: Recording = Recording()
@@ -331,6 +336,18 @@ def plan_of(settings: Settings) -> CallPlan:
     return CallPlan(**values)
 
 
+def tolls_of(settings: Settings) -> Tolls:
+    """Return which numbers may be called.
+
+    Raises:
+        ValueError: a country or a kind that there is not; `load` has seen to that.
+    """
+    from voicebot.tolls import Tolls  # costs 0.03 s; who calls nobody never needs it
+
+    countries, kinds = _names(settings.outbound.countries), _names(settings.outbound.kinds)
+    return Tolls(countries, kinds, settings.twilio_from_number)
+
+
 def _describe(error: Any) -> str:
     path = [str(part) for part in error["loc"]]
     name = "__".join(path).upper()
@@ -430,11 +447,16 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     for group in (
         *("recognition", "pacing", "endpointing", "interruption", "timeouts", "retention"),
-        "recording",
+        *("recording", "outbound"),
     ):
         for name, value in asdict(getattr(settings, group)).items():
             if isinstance(value, int | float) and value < 0:
                 problems.append(f"VOICEBOT_{group.upper()}__{name.upper()}: must not be negative")
+    if settings.outbound.countries or settings.outbound.kinds:
+        try:
+            tolls_of(settings)
+        except ValueError as exc:
+            problems.append(f"VOICEBOT_OUTBOUND__COUNTRIES, VOICEBOT_OUTBOUND__KINDS: {exc}")
     if settings.log_level.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         problems.append("VOICEBOT_LOG_LEVEL: must be DEBUG, INFO, WARNING or ERROR")
     return problems

@@ -29,6 +29,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -41,13 +42,25 @@ from sqlalchemy.exc import (
 )
 
 from voicebot import schema
+from voicebot.allowance import (
+    DAY_S,
+    HOUR_S,
+    MINUTE_S,
+    Outbound,
+    Used,
+    Wanted,
+    check_limits,
+    minutes_used,
+)
 from voicebot.call_record import FINAL_STATUSES, LOST, CallRecord, merge
 from voicebot.idempotency import KEEP_S, InProgress, KeyReused
-from voicebot.schema import calls, processes, requests, tools, turns
+from voicebot.schema import calls, dials, processes, refusals, requests, tools, turns
 
 LEASE_S: Final = 60.0  # six beats may go wrong, or the database be away for most of a minute
 EXPIRED_AT_ONCE: Final = 500  # calls deleted in one transaction, which holds up others for 0.1 s
 EXPORTED_AT_ONCE: Final = 200  # calls in memory while exporting
+REFUSALS: Final = 100_000  # 20 MB; who has a key can have as many as they like
+_DIAL_LOCK: Final = 0x6469616C  # one number for all who place calls by a PostgreSQL database
 
 _TURN_COLUMNS: Final = tuple(c.name for c in turns.columns if c.name != "call_sid")
 _TOOL_FIELDS: Final = ("name", "arguments", "began", "ended", "result")
@@ -91,6 +104,7 @@ class Database:
             locked = locked.order_by(calls.c.sid).with_for_update()
             known = {row.sid: _record(row, ()) for row in connection.execute(locked)}
             rows = [_row(merge(known[n.record.sid], n.record)) for n in news]
+            self._settle(connection, rows)
             self._change(connection, [row for row in rows if row["summary"] is not None])
             for row in (shorter := [row for row in rows if row["summary"] is None]):
                 del row["summary"]
@@ -185,17 +199,15 @@ class Database:
     def expire(self, days: float) -> int:
         """Delete calls that ended so long ago, a bounded number; return how many."""
         with self.engine.begin() as connection:
-            limit = datetime.fromisoformat(self._now(connection)) - timedelta(days=days)
+            limit = _moment(datetime.fromisoformat(self._now(connection)), -days * DAY_S)
             old = (
                 select(calls.c.sid)
-                .where(
-                    calls.c.created_at < limit.astimezone(UTC).isoformat(timespec="milliseconds"),
-                    ~calls.c.live,
-                )
+                .where(calls.c.created_at < limit, ~calls.c.live)
                 .limit(EXPIRED_AT_ONCE)
             )
             sids = list(connection.scalars(old))
             connection.execute(delete(calls).where(calls.c.sid.in_(sids)))  # turns go with them
+            connection.execute(delete(refusals).where(refusals.c.at < limit))
             return len(sids)
 
     def forget(self, sid: str) -> None:
@@ -214,9 +226,8 @@ class Database:
         """
         with self.engine.begin() as connection:
             now = self._now(connection)
-            forgotten = datetime.fromisoformat(now) - timedelta(seconds=KEEP_S)
-            old = requests.c.at < forgotten.astimezone(UTC).isoformat(timespec="milliseconds")
-            connection.execute(delete(requests).where(old))
+            forgotten = _moment(datetime.fromisoformat(now), -KEEP_S)
+            connection.execute(delete(requests).where(requests.c.at < forgotten))
             row = {"key": key, "body": body, "at": now}
             insert = self._insert(requests).on_conflict_do_nothing()
             counted = insert.execution_options(preserve_rowcount=True)  # else PostgreSQL has none
@@ -238,6 +249,58 @@ class Database:
             else:
                 kept = {"body": answer[0], "status": answer[1]}
                 connection.execute(update(requests).where(its).values(answer=kept))
+
+    # --- Calls that are to be placed
+
+    def reserve(self, key: str, limits: Outbound, wanted: Wanted) -> None:
+        """Take what a call may cost, as `Dials.reserve`, for all processes.
+
+        Raises:
+            CallBarred: a limit does not allow it.
+        """
+        with self.engine.begin() as connection:
+            # Two who count at once would both see the same last place. SQLite has one writer.
+            if self.engine.dialect.name == "postgresql":
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_DIAL_LOCK})"))
+            now = datetime.fromisoformat(self._now(connection))
+            connection.execute(delete(dials).where(dials.c.at <= _moment(now, -DAY_S)))
+            check_limits(limits, wanted, _used(connection, wanted, now))
+            row = {"key": key, "who": wanted.who, "destination": wanted.to, "held": wanted.minutes}
+            row |= {"at": _moment(now, 0), "until": _moment(now, wanted.hold_s)}
+            connection.execute(dials.insert(), row)
+
+    def name_dial(self, key: str, sid: str) -> None:
+        """Say which call it became; it may be over already."""
+        with self.engine.begin() as connection:
+            connection.execute(update(dials).where(dials.c.key == key).values(call_sid=sid))
+            known = select(calls.c.sid, calls.c.status, calls.c.duration_s)
+            rows = connection.execute(known.where(calls.c.sid == sid)).mappings()
+            self._settle(connection, [dict(row) for row in rows])
+
+    def give_back(self, key: str) -> None:
+        """Say that no call was placed."""
+        with self.engine.begin() as connection:
+            connection.execute(delete(dials).where(dials.c.key == key))
+
+    def _settle(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Give back what calls that are over have not used."""
+        for row in rows:
+            minutes = minutes_used(row["status"], row["duration_s"])
+            if minutes is not None:
+                its = update(dials).where(dials.c.call_sid == row["sid"])
+                connection.execute(its.values(used=minutes))
+
+    def note_refusal(self, refusal: Mapping[str, Any]) -> None:
+        """Keep that a call was not placed: the columns of `refusals` but its number."""
+        with self.engine.begin() as connection:
+            [number] = connection.execute(refusals.insert(), refusal).inserted_primary_key or (0,)
+            connection.execute(delete(refusals).where(refusals.c.number <= number - REFUSALS))
+
+    def latest_refusals(self, count: int) -> list[dict[str, Any]]:
+        """Return the newest refusals, the newest first."""
+        newest = select(refusals).order_by(refusals.c.number.desc()).limit(count)
+        with self._reading.begin() as connection:
+            return [dict(row) for row in connection.execute(newest).mappings()]
 
     # --- Reading
 
@@ -305,6 +368,40 @@ def open_database(url: str, *, create: bool = True) -> Database:
         engine.dispose()
         raise
     return Database(engine)
+
+
+def _moment(at: datetime, seconds: float) -> str:
+    """Return the time so many seconds after a time, as the tables have it."""
+    return (at + timedelta(seconds=seconds)).astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def _used(connection: Connection, wanted: Wanted, now: datetime) -> dict[str, Used]:
+    """Return what is used of each limit, from the dials of the last day."""
+    recent = dials.c.at > _moment(now, -MINUTE_S)
+    live = dials.c.used.is_(None) & (dials.c.until > _moment(now, 0))
+    ours = dials.c.who == wanted.who
+    counted: dict[str, tuple[Any, Any]] = {
+        "minutes_per_day": (dials.c.at.is_not(None), func.coalesce(dials.c.used, dials.c.held)),
+        "per_number_per_hour": (
+            (dials.c.at > _moment(now, -HOUR_S)) & (dials.c.destination == wanted.to),
+            1,
+        ),
+        "per_minute": (recent, 1),
+        "per_minute_per_key": (recent & ours, 1),
+        "at_once": (live, 1),
+        "at_once_per_key": (live & ours, 1),
+    }
+    columns: list[Any] = []
+    for which, amount in counted.values():
+        columns.append(func.coalesce(func.sum(case((which, amount), else_=0)), 0))
+        columns.append(func.min(case((which, dials.c.at))))
+    row = connection.execute(select(*columns)).one()
+    used = {}
+    for place, name in enumerate(counted):
+        amount, oldest = row[2 * place], row[2 * place + 1]
+        age = now - datetime.fromisoformat(oldest) if oldest else timedelta()
+        used[name] = Used(int(amount), age.total_seconds())
+    return used
 
 
 def _without_summary() -> Select[Any]:

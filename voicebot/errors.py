@@ -13,6 +13,7 @@
     │   │   └── RequestTooLong         a shorter one may be taken
     │   └── ReplyCut               a language model's answer has no end
     ├── CallRefused            a call is not taken or not placed
+    │   └── CallBarred             because of whom it is to, or of how many there are
     └── StoreError             the database cannot be opened or read
 
 Vendor exceptions never leave the file that talks to the vendor. A hang-up is an outcome of
@@ -134,6 +135,28 @@ class ReplyCut(ProviderError):
 
 class CallRefused(VoicebotError):
     """A call is not taken or not placed; the message says why and what to do."""
+
+
+class CallBarred(CallRefused):
+    """A call that is not placed because of whom it is to, or of how many there are.
+
+    `reason` is one word, for counting; `hint` says what to do, `setting` by which setting it was
+    decided, if by one. `retry_after_s`: it may be placed so much later; None: never.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        text: str,
+        hint: str,
+        setting: str = "",
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.hint = hint
+        self.setting = setting
+        self.retry_after_s = retry_after_s
 
 
 class StoreError(VoicebotError):

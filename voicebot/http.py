@@ -35,6 +35,7 @@ from voicebot.archive import Archive
 from voicebot.botfile import load_bot
 from voicebot.config import E164, Settings, load
 from voicebot.errors import (
+    CallBarred,
     CallRefused,
     ConfigError,
     ProviderError,
@@ -52,6 +53,7 @@ from voicebot.switchboard import (
     is_direct_loopback,
     wall_clock,
 )
+from voicebot.tollgate import name_of_key
 from voicebot.ws import Receive, Scope, Send
 
 MAX_BODY_BYTES: Final = 64 * 1024  # a webhook is some 1 KiB, a request of the calls API less
@@ -346,6 +348,21 @@ def _calls(app: App) -> Blueprint:
             more["fields"] = {refusal.field: refusal.message.removeprefix(f"{refusal.field} ")}
         return _error(refusal.status, refusal.message, **more)
 
+    def who() -> str:
+        return name_of_key(settings.api_key.get_secret_value())
+
+    async def barred(exc: CallBarred, to: str) -> Reply:
+        """Answer a call that may not be placed, and put it on record."""
+        await board.tollgate.refuse(opened(), exc, to, who())
+        more: dict[str, Any] = {"reason": exc.reason, "hint": exc.hint}
+        if exc.setting:
+            more["setting"] = exc.setting
+        if exc.retry_after_s is None:
+            problem = str(exc).removeprefix("to ")
+            return _error(403, str(exc), **more, fields={"to": problem})
+        body, status = _error(429, str(exc), **more)[:2]
+        return body, status, {"Retry-After": str(exc.retry_after_s)}
+
     def opened() -> Archive | None:
         return None if app.service is None else app.service.archive
 
@@ -381,6 +398,9 @@ def _calls(app: App) -> Blueprint:
             except ProviderError as exc:
                 answer = failure(exc)
                 kept = None if telephony.surely_not_placed(exc) else answer[:2]
+            except StoreError:  # before Twilio was asked; after it nothing of the database matters
+                kept = None
+                raise
         finally:
             board.idempotency.end(key, kept)
             if (archive := opened()) is not None:
@@ -420,12 +440,20 @@ def _calls(app: App) -> Blueprint:
             needed = missing_settings(settings, from_given="from" in fields)
             return _error(503, f"no call can be placed; set {', '.join(needed)}")
         try:
+            board.tollgate.check_number(asked.to, asked.from_)
             line = board.dial(asked)
+        except CallBarred as exc:
+            return await barred(exc, asked.to)
         except CallRefused as exc:
             return _error(503, str(exc))
+        held = board.tollgate.reserved(opened(), asked.to, who(), asked.ring_timeout_s)
         try:
-            call = await phone.place_call(asked, line)
-            board.dialled(line, call.sid)
+            async with held as reservation:
+                call = await phone.place_call(asked, line)
+                board.dialled(line, call.sid)
+                reservation.sid = call.sid
+        except CallBarred as exc:
+            return await barred(exc, asked.to)
         finally:
             board.undial(line)  # after `dialled` there is none of that name
         store.open(
@@ -462,6 +490,10 @@ def _calls(app: App) -> Blueprint:
         shown = known[:limit]
         more = f"/calls?limit={limit}&before={shown[-1].sid}" if len(known) > limit else None
         return {"calls": [record.as_json(brief=True) for record in shown], "next": more}, 200
+
+    @routes.get("/refused")  # no SID is called that
+    async def refused() -> Reply:
+        return {"refused": await board.tollgate.latest_refusals(opened(), LISTED_CALLS)}, 200
 
     @routes.get("/<sid>")
     async def one(sid: str) -> Reply:
@@ -507,6 +539,12 @@ def _calls(app: App) -> Blueprint:
             return _error(503, "no Twilio account is configured")
         return app.service.telephony
 
+    def our_number(sid: str) -> str:
+        record = store.get(sid)
+        if record is None:
+            return ""
+        return record.to if record.direction == "inbound" else record.from_
+
     @routes.post("/<sid>/hangup")
     async def hang_up(sid: str) -> Reply:
         phone = live_phone(sid)
@@ -523,7 +561,13 @@ def _calls(app: App) -> Blueprint:
         to = fields.get("to")
         if set(fields) != {"to"} or not isinstance(to, str) or not E164.fullmatch(to):
             return _error(400, 'the body must be {"to": "+15550100123"}: who takes the call')
-        await phone.redirect_call(sid, twiml.parting_twiml("", "en", to))
+        try:
+            board.tollgate.check_number(to, our_number(sid))
+            async with board.tollgate.reserved(opened(), to, who()) as reservation:
+                await phone.redirect_call(sid, twiml.parting_twiml("", "en", to))
+                reservation.sid = sid
+        except CallBarred as exc:
+            return await barred(exc, to)
         return {"call_sid": sid, "to": to}, 200
 
     return routes

@@ -59,6 +59,12 @@ class Metrics:
             "Seconds of calls that recordings lack: the disk was full, away or too slow",
             registry=self._registry,
         )
+        self.outbound_refused = Counter(
+            "voicebot_outbound_refused",
+            "Calls that were not placed because of whom they were to, or of how many there are",
+            ["reason"],
+            registry=self._registry,
+        )
         self._hooks = Counter(
             "voicebot_hook_failures",
             "Hooks of the bot file that raised or were given up",

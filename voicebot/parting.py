@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ TRANSFER: Final = "transfer"
 SEND_DIGITS: Final = "send_digits"
 
 SUMMARY_CHARS: Final = 500  # half a minute of speech, which the caller waits for in silence
-_KEYS: Final = re.compile(r"[0-9A-Da-d#*wW]{1,32}", re.ASCII)  # what Twilio plays at once
+_KEYS: Final = re.compile(r"[0-9#*w]{1,32}", re.ASCII)  # of a telephone; a card and its waits fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +135,29 @@ def transfer(people: Mapping[str, str], text: str) -> Parting:
     )
 
 
-def send_digits(text: str) -> Parting:
-    """Return the way to press keys, for a bot that talks to machines."""
+def are_keys(digits: object) -> bool:
+    """Say whether these are keys that can be pressed at once."""
+    return isinstance(digits, str) and _KEYS.fullmatch(digits) is not None
+
+
+def send_digits(text: str, allowed: Collection[str] = ()) -> Parting:
+    """Return the way to press keys, for a bot that talks to machines.
+
+    Args:
+        allowed: what may be pressed at once; none: any keys, and whoever speaks to the bot may talk
+            it into others.
+    """
+    digits: dict[str, Any] = {"type": "string", "description": "0-9, * and #; w is half a second"}
+    if allowed:
+        digits["enum"] = list(allowed)
 
     def read(arguments: Mapping[str, Any]) -> dict[str, Any] | str:
-        digits = arguments.get("digits")
-        if not isinstance(digits, str) or not _KEYS.fullmatch(digits):
-            return "digits must be 1 to 32 of 0-9, A-D, *, #, and w for half a second"
-        return {"digits": digits}
+        asked = arguments.get("digits")
+        if not are_keys(asked):
+            return "digits must be 1 to 32 of 0-9, *, #, and w for half a second"
+        if allowed and asked not in allowed:
+            return f"digits must be one of: {', '.join(allowed)}"
+        return {"digits": asked}
 
     return Parting(
         Tool(
@@ -151,12 +166,7 @@ def send_digits(text: str) -> Parting:
             "conversation afterwards.",
             {
                 "type": "object",
-                "properties": {
-                    "digits": {
-                        "type": "string",
-                        "description": "0-9, *, # and A-D; w waits for half a second",
-                    }
-                },
+                "properties": {"digits": digits},
                 "required": ["digits"],
             },
             _never,

@@ -98,7 +98,8 @@ class CallPlan:
     keys: Entry = field(default_factory=Entry)  # that callers press, unless asked otherwise
     may_ask_for_keys: bool = False  # only bots that want PINs or card numbers have a use for it
     may_wait: bool = True  # whether the model may give the caller time, where `idle_s` is set
-    may_send_digits: bool = False  # only who talks to machines has a use for it
+    # True: any keys; or what may be pressed at once.
+    may_send_digits: bool | tuple[str, ...] = False  # only who talks to machines has a use for it
     context_tokens: int = CONTEXT_TOKENS  # what the model is shown may cost; see `context.py`
     pacing: Pacing = field(default_factory=Pacing)
     endpointing: Endpointing = field(default_factory=Endpointing)
@@ -122,5 +123,7 @@ class CallPlan:
         if self.people:
             ways.append(parting.transfer(self.people, self.transferring))
         if self.may_send_digits:
-            ways.append(parting.send_digits(self.fillers[0] if self.fillers else ""))
+            allowed = self.may_send_digits if isinstance(self.may_send_digits, tuple) else ()
+            filler = self.fillers[0] if self.fillers else ""
+            ways.append(parting.send_digits(filler, allowed))
         return tuple(ways)

@@ -52,8 +52,8 @@ class Redaction:
             summary |= told
         return replace(
             record,
-            from_=self._number(record.from_),
-            to=self._number(record.to),
+            from_=self.number(record.from_),
+            to=self.number(record.to),
             stream=_clean(record.stream),
             stream_error=_clean(record.stream_error),
             answered_by=_clean(record.answered_by),
@@ -80,7 +80,8 @@ class Redaction:
     def _said(self, value: Any) -> Any:
         return _redacted(value, self.words)
 
-    def _number(self, number: str) -> str:
+    def number(self, number: str) -> str:
+        """Return a telephone number as it may be written."""
         if self.numbers == "keep":
             return _text(number)
         if self.numbers == "none":

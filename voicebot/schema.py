@@ -45,7 +45,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from voicebot.errors import MissingPart, StoreError
 
-HEAD: Final = "2"  # of `migrations/versions`
+HEAD: Final = "3"  # of `migrations/versions`
 SETTING: Final = "VOICEBOT_DATABASE_URL"
 LOCK_S: Final = 5  # a backup of a small database holds its lock less than this
 CONNECT_S: Final = 5
@@ -162,6 +162,34 @@ requests: Final = Table(
     Column("at", Moment, nullable=False),
     Column("answer", _json()),  # and its status; none: it is being carried out
     Index("requests_by_time", "at"),
+)
+
+dials: Final = Table(  # of the last day; see `allowance.py`
+    "dials",
+    tables,
+    Column("key", Text, primary_key=True),
+    Column("call_sid", Text),  # none: Twilio has not answered, or not to anybody who could tell
+    Column("who", Text, nullable=False),
+    Column("destination", Text, nullable=False),  # a keyed hash: this is no list of whom one calls
+    Column("at", Moment, nullable=False),
+    Column("until", Moment, nullable=False),  # it is over by then, whether one is told or not
+    Column("held", Integer, nullable=False),  # minutes
+    Column("used", Integer),  # minutes, once it is over
+    Index("dials_by_time", "at"),
+    Index("dials_by_call", "call_sid"),
+)
+
+refusals: Final = Table(
+    "refusals",
+    tables,
+    Column("number", Integer, primary_key=True),
+    Column("at", Moment, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("to_number", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("setting", Text, nullable=False),
+    Column("process", Text, nullable=False),
+    Index("refusals_by_time", "at"),
 )
 
 

@@ -34,6 +34,7 @@ from voicebot.onward import Onward
 from voicebot.outbound import OutboundCall
 from voicebot.record import Outcome
 from voicebot.store import CallStore, Lines
+from voicebot.tollgate import Tollgate
 
 # SIDs are 34 letters and digits; a simulator may make up its own.
 _SID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -70,6 +71,7 @@ class Switchboard:
         self.lines = Lines(settings.call_limit, settings.token_ttl_s)
         self.onward = Onward()
         self.idempotency = Idempotency()
+        self.tollgate = Tollgate(settings, self.metrics, self.store.process)
         self._asked: dict[str, OutboundCall] = {}  # by the key of its line, then by CallSid
 
     def drain(self) -> None:
@@ -269,6 +271,8 @@ class Switchboard:
             status=status,
             duration_s=_number(form, "CallDuration"),
         )
+        if (told := self.store.get(call_sid)) is not None:
+            self.tollgate.over(told)
         if status in FINAL_STATUSES:
             self.lines.release(call_sid, unused_only=True)
             self._asked.pop(call_sid, None)

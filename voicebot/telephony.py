@@ -73,8 +73,7 @@ class Telephony:
         self._public_url = public_url.rstrip("/")
         self._language = language
         self._transfer_to = transfer_to
-        bounds = timeouts or Timeouts()
-        self._time_limit_s = math.ceil(bounds.call_s + bounds.parting_s) + AFTER_ALL_S
+        self._time_limit_s = time_limit_s(timeouts or Timeouts())
 
     async def place_call(self, call: OutboundCall, key: str = "") -> PlacedCall:
         """Dial a number; when it is answered Twilio asks `VOICE_PATH` what to do.
@@ -149,6 +148,11 @@ class Telephony:
             await self.redirect_call(sid, twiml)
         else:
             await self.end_call(sid)
+
+
+def time_limit_s(bounds: Timeouts) -> int:
+    """Return after how many seconds Twilio ends a call that we have placed, whatever happens."""
+    return math.ceil(bounds.call_s + bounds.parting_s) + AFTER_ALL_S
 
 
 @asynccontextmanager

@@ -240,3 +240,44 @@ async def test_the_command_says_what_the_server_refuses() -> None:
         done = await call_command.call(settings, {"to": TO}, here.server.url, True, print)
     assert done[0] == 1
     assert "VOICEBOT_API_KEY" in done[1]
+
+
+async def test_a_call_holds_what_it_may_cost_and_gives_back_what_it_has_not() -> None:
+    async with world(["Good."], Person((says(),)), VOICEBOT_OUTBOUND__MINUTES_PER_DAY="63") as here:
+        answer = await here.client.post("/calls", json={"to": TO})
+        full = await here.client.post("/calls", json={"to": TO})
+        call = here.phones.calls[answer.json()["call_sid"]]
+        await call.over.wait()
+        await here.server.wait_idle()
+        _, record = await placed_later(here)
+        costly = await here.client.post("/calls", json={"to": "+19005551234"})
+        refused = (await here.client.get("/calls/refused")).json()["refused"]
+    assert (full.status_code, full.json()["error"]["reason"]) == (429, "minutes_per_day")
+    assert record["status"] == "completed"
+    assert costly.status_code == 403
+    assert (refused[0]["reason"], refused[-1]["reason"]) == ("premium", "minutes_per_day")
+    assert len(here.phones.calls) == 2
+
+
+async def placed_later(here: World) -> tuple[PhoneCall, dict[str, Any]]:
+    """Place a call as soon as Twilio's word on the one before has come."""
+    while True:
+        answer = await here.client.post("/calls", json={"to": TO})
+        if answer.status_code == 201:
+            break
+        await trio.sleep(0.05)
+    call = here.phones.calls[answer.json()["call_sid"]]
+    await call.over.wait()
+    await here.server.wait_idle()
+    return call, await here.record(call)
+
+
+async def test_a_model_that_was_talked_into_it_dials_no_number_of_the_callers() -> None:
+    talked_into = Reply(
+        "I am putting you through.", (ToolCall("transfer", '{"to": "+19005551234"}'),)
+    )
+    async with world([talked_into, "I cannot do that."], Person((says(),))) as here:
+        call, record = await here.place()
+    assert call.dialled == []
+    assert len(call.recordings) == 1
+    assert record["summary"]["turns"][-1]["heard"].endswith("I cannot do that.")
