@@ -183,6 +183,7 @@ def test_what_is_known_beforehand_is_learned_with_its_defaults() -> None:
         ({"timeouts": {}}, "timeouts must be a voicebot.plan.Timeouts"),
         ({"on_call_end": lambda: None}, "on_call_end is called as <lambda>(call, summary)"),
         ({"brain": "x"}, "brain must be a Chat"),
+        ({"brain": Rules(when("x", use("nobody")))}, "Bot: brain: use('nobody'): there is no tool"),
         ({"speakers": ["es"]}, "Bot: speakers must be by name"),
         ({"speakers": {"usual": Speaker()}}, "Bot: speakers: 'usual' is no name"),
         ({"speakers": {"": Speaker()}}, "Bot: speakers: '' is no name"),

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from voicebot.brain.rules import Rules, Said, no_model, use, when
+from voicebot.brain.rules import FAILED, Rules, Said, no_model, use, when
 from voicebot.call import Call
 from voicebot.ports import Message, ToolCall
+from voicebot.toolbox import BROKEN_OFF, NOT_STARTED, TOO_LATE
 
 
 def says(*turns: str) -> list[Message]:
@@ -63,6 +64,37 @@ def test_the_result_of_a_tool_is_said(then: Any, said: str) -> None:
     asked = [Message("user", "book"), Message("assistant", "", (ToolCall("1", "book", "{}"),))]
 
     assert rules.reply([*asked, Message("tool", "Booked.", tool_call_id="1")]) == [said]
+
+
+@pytest.mark.parametrize(
+    "result",
+    ["failed: 'secret'", "not run, the arguments are wrong: n", TOO_LATE, NOT_STARTED, BROKEN_OFF],
+)
+def test_a_failure_is_not_read_out_unless_a_function_does(result: str) -> None:
+    asked = [Message("user", "book"), Message("assistant", "", (ToolCall("1", "book", "{}"),))]
+    told = [*asked, Message("tool", result, tool_call_id="1")]
+
+    assert Rules(when("book", use("book"))).reply(told) == [FAILED]
+    assert Rules(when("book", use("book", then="{result}")), failed="Hm.").reply(told) == ["Hm."]
+    by_function = Rules(when("book", use("book", then=lambda text: text[:3])))
+    assert by_function.reply(told) == [result[:3]]
+
+
+def test_what_is_wrong_with_rules_is_known_before_a_call() -> None:
+    rules = Rules(
+        when(r"table for (?P<n>\d+)", use("book", {"guests": "{num}"}, say="For {n}, {when}.")),
+        when("status", use("repair_stat")),
+        when("bye", use("hang_up", say="Bye.")),
+        when("x", lambda said: use("nobody_knows")),
+        otherwise=use("look"),
+    )
+    assert rules.problems(["book", "repair_status"]) == [
+        "use('book'): {when} is no group of its pattern: write (?P<when>…) there",
+        "use('book'): {num} is no group of its pattern: write (?P<num>…) there",
+        "use('repair_stat'): there is no tool of that name; is it 'repair_status'?",
+        "use('look'): there is no tool of that name",
+    ]
+    assert rules.of(Call()).problems(["book", "look", "repair_stat"])[2:] == []
 
 
 def test_nothing_is_said_behind_a_goodbye() -> None:

@@ -146,7 +146,7 @@ async def test_command_passes_a_good_bot_and_writes_the_report(
     with wave.open(str(tmp_path / "out" / "call.wav"), "rb") as file:
         assert file.getnchannels() == 2
         assert file.getnframes() / 8 == pytest.approx(report["call"]["duration_ms"], abs=30)
-    voice, upgrade = server.requests
+    voice, upgrade, record = server.requests
     form = dict(parse_qsl(voice[2]))
     assert voice[0] == "POST /twilio/voice HTTP/1.1"
     assert form["CallSid"] == report["call"]["call_sid"]
@@ -158,6 +158,9 @@ async def test_command_passes_a_good_bot_and_writes_the_report(
     assert start["start"]["callSid"] == form["CallSid"]
     assert start["start"]["customParameters"] == {"token": "t-1"}
     assert server.habits.records[-1][1]["event"] == "stop"
+    # Another server need not have records, and none is needed for the verdict.
+    assert record[0] == f"GET /calls/{form['CallSid']} HTTP/1.1"
+    assert "what was said is not known" in out
 
 
 async def test_command_fails_a_bot_without_clear(

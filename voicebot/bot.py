@@ -152,6 +152,9 @@ class Bot:
         problems = [*_wrong_types(self), *_wrong_tools(self), *_wrong_hooks(self)]
         if not problems:
             problems = _wrong_variables(self)
+        if not problems and isinstance(self.brain, Rules):
+            names = [tool.name for tool in self.tools]
+            problems = [f"Bot: brain: {each}" for each in self.brain.problems(names)]
         if problems:
             raise ConfigError(problems)
 

@@ -25,6 +25,12 @@ from voicebot.record import TurnRecord
 NOT_STARTED: Final = "not run: the caller interrupted"
 BROKEN_OFF: Final = "broken off before it had finished"
 TOO_LATE: Final = "failed: it took too long"
+_FAILURES: Final = ("failed: ", "not run", "broken off", "there is no tool named")
+
+
+def has_failed(result: str) -> bool:
+    """Return whether a tool's result says that it came to nothing. It is written for a model."""
+    return result.startswith(_FAILURES)
 
 
 @dataclass(slots=True, eq=False)

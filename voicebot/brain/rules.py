@@ -9,7 +9,7 @@ r"""A bot's words by rules: for examples, tests, and bots that need no language 
 
 The first rule whose pattern is found in the caller's words answers. Words are lower case without
 punctuation, and numbers are digits, as `booking.normalize` has it. What a tool returns is said as
-it is, unless `then` says otherwise.
+it is, unless `then` says otherwise; that it failed is said by `failed`.
 
 Nothing is kept between answers: a conversation is played again from its messages, so a reply
 that was cut short, a guess that was wrong, or words that were rewritten need no special case.
@@ -17,6 +17,7 @@ that was cut short, a guess that was wrong, or words that were rewritten need no
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import re
@@ -31,8 +32,15 @@ from voicebot.brain.booking import normalize
 from voicebot.call import Call
 from voicebot.parting import HANG_UP, SEND_DIGITS, TRANSFER
 from voicebot.ports import Message, Tool, ToolCall
+from voicebot.toolbox import has_failed
 
 #: Said when a call is back from what has ended its stream, unless `then` says otherwise.
+FAILED: Final = "I am sorry, that did not work. Is there anything else that I can do for you?"
+#: Tools of the call itself, which a bot need not declare.
+BUILT_IN: Final = frozenset(
+    {HANG_UP, TRANSFER, SEND_DIGITS, "expect_keys", "wait_for_caller", "switch_voice"}
+)
+_GROUP: Final = re.compile(r"\{(\w+)\}")
 _BACK: Final = {
     HANG_UP: "You are still there. What can I do for you?",
     TRANSFER: "I am sorry, nobody is there. What else can I do for you?",
@@ -85,7 +93,8 @@ def use(
     Args:
         arguments: texts may have `{group}` of the rule's pattern.
         say: said with the call of the tool.
-        then: what is said of its result: a text with `{result}`, or a function of it.
+        then: what is said of its result: a text with `{result}`, or a function of it, which is
+            given failures as well.
     """
     return Use(tool, arguments or {}, say, then)
 
@@ -118,20 +127,48 @@ class Rules:
 
     rules: tuple[Rule, ...]
     otherwise: Answer
+    failed: str
     call: Call = field(default_factory=Call)
 
     def __init__(
         self,
         *rules: Rule,
         otherwise: Answer = "Sorry, I did not understand that. Could you say it differently?",
+        failed: str = FAILED,
         call: Call | None = None,
     ) -> None:
-        for name, value in (("rules", rules), ("otherwise", otherwise), ("call", call or Call())):
+        given = {"rules": rules, "otherwise": otherwise, "failed": failed, "call": call or Call()}
+        for name, value in given.items():
             object.__setattr__(self, name, value)
 
     def of(self, call: Call) -> Rules:
         """Return these rules for one call."""
-        return Rules(*self.rules, otherwise=self.otherwise, call=call)
+        return Rules(*self.rules, otherwise=self.otherwise, failed=self.failed, call=call)
+
+    def problems(self, tools: Sequence[str]) -> list[str]:
+        """Return what is wrong with the rules for a bot that has tools of these names.
+
+        What only a rule's function says is not known before it runs.
+        """
+        known = [*tools, *BUILT_IN]
+        found = []
+        for rule in (*self.rules, when("", self.otherwise)):
+            answer = rule.answer
+            if not isinstance(answer, Use):
+                continue
+            if answer.tool not in known:
+                near = difflib.get_close_matches(answer.tool, known, 1)
+                hint = f"; is it {near[0]!r}?" if near else ""
+                found.append(f"use({answer.tool!r}): there is no tool of that name{hint}")
+            texts = [answer.say, *(v for v in answer.arguments.values() if isinstance(v, str))]
+            groups = dict.fromkeys(name for text in texts for name in _GROUP.findall(text))
+            found += [
+                f"use({answer.tool!r}): {{{group}}} is no group of its pattern: write "
+                f"(?P<{group}>…) there"
+                for group in groups
+                if group not in rule.pattern.groupindex
+            ]
+        return found
 
     def reply(self, messages: Sequence[Message], *, may_use: bool = True) -> list[str | ToolCall]:
         """Return the answer to a conversation: its texts, and tools to be run.
@@ -176,9 +213,11 @@ class Rules:
                 return []  # the call says itself what is to be said
             if answer.then == "{result}":
                 return [_BACK[answer.tool]]  # the result is written for a model
-        return [
-            answer.then(result) if callable(answer.then) else _filled(answer.then, result=result)
-        ]
+        if callable(answer.then):
+            return [answer.then(result)]
+        if any(has_failed(message.content) for message in last):
+            return [self.failed]
+        return [_filled(answer.then, result=result)]
 
     @asynccontextmanager
     async def open_reply(
@@ -216,7 +255,7 @@ def _evaluate(answer: Answer, said: Said) -> str | Use | None:
 
 def _filled(text: str, **values: str) -> str:
     """Return the text with `{name}` replaced where there is a value; other braces stay."""
-    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), text)
+    return _GROUP.sub(lambda found: values.get(found[1], found[0]), text)
 
 
 class _Parts(AsyncIterator[str | ToolCall]):

@@ -29,6 +29,7 @@ from voicebot.simulator.caller import At, InterruptAfter, Script, Utterance, Whe
 from voicebot.simulator.dial import SERVE, Account, dial, leaves, open_line, open_server
 from voicebot.simulator.network import Network
 from voicebot.simulator.report import write_report
+from voicebot.simulator.transcript import read_transcript
 from voicebot.simulator.verdict import Thresholds, Verdict, judge
 from voicebot.simulator.wav import read_mulaw
 
@@ -185,11 +186,12 @@ def main(args: argparse.Namespace) -> int:
         server, network = _check_server(args.server), _read_network(args)
         if server is not None and args.bot:
             raise ConfigError(["--bot: the server at --server has its bot already"])
-        recording = trio.run(_hold_call, script, network, server, _account(), args.bot)
+        recording, said = trio.run(_hold_call, script, network, server, _account(), args.bot)
         limits = {option.name: getattr(args, option.name, None) for option in fields(Thresholds)}
         given = {name: value for name, value in limits.items() if value is not None}
         verdict = judge(recording, Thresholds(**given))
         sys.stdout.write(_write(args.out, recording, verdict))
+        sys.stdout.write(f"\n{said}")
         sys.stdout.write(f"\nwritten: call.wav, timeline.json, timeline.txt in {args.out}\n")
         status = PASSED if verdict.passed else FAILED
     except* VoicebotError as group:
@@ -210,13 +212,16 @@ def _write(directory: Path, recording: Recording, verdict: Verdict) -> str:
 
 async def _hold_call(
     script: Script, network: Network, server: str | None, account: Account, bot: str | None = None
-) -> Recording:
+) -> tuple[Recording, str]:
+    """Return what happened, and what the server says was said."""
     if server is None:
         async with open_server([*SERVE, *(["--bot", bot] if bot else [])]) as started:
             return await _hold_call(script, network, started, account)
     answer = await dial(server, account)
     async with open_line(server, answer.stream_url, account) as line:
-        return await run_call(line, script, answer.identity, network)
+        recording = await run_call(line, script, answer.identity, network)
+    api_key = os.environ.get("VOICEBOT_API_KEY", "")
+    return recording, await read_transcript(server, answer.identity.call_sid, api_key)
 
 
 def _read_script(args: argparse.Namespace) -> Script:

@@ -164,7 +164,9 @@ class _Judge:
         if underrun_ms > self.thresholds.max_underrun_ms:
             failures.append(
                 f"underruns: {underrun_ms:.0f} ms of holes per second of audio (at most "
-                f"{self.thresholds.max_underrun_ms:.0f}); audio came too late to play in one go"
+                f"{self.thresholds.max_underrun_ms:.0f}); audio came too late to play in one go. "
+                "Embedded speech wants two idle cores: is this machine busy? Try again, or see "
+                "--max-underrun-ms"
             )
         return Verdict(
             self.thresholds,
