@@ -14,8 +14,8 @@ class Hearing:
     cut to whole frames of 20.
     """
 
-    # Starts speech. At 0.15 the slowest onsets in noise of 10 dB are heard 10 to 20 ms later; at
-    # 0.06 clicks, knocks and breath pass, and music half as often again.
+    # Starts speech. At 0.15 the slowest onsets, clean or at 10 dB, are heard 20 ms later; at 0.06
+    # clicks, breath and busy tones begin to pass.
     rise: float = 0.1
     rise_ms: int = 40  # reached within this: Silero answers every 32 ms
     # webrtcvad's. At 2 it is what the slowest sentences in noise wait for, 0.1 s longer; what it
