@@ -96,6 +96,15 @@ def silence(seconds: float) -> Samples:
     return [0.0] * int(seconds * audio.RATE_HZ)
 
 
+def stops_in(rises: Sequence[int]) -> int:
+    """Return how often the bot would have been stopped: it is not yet back within 1.5 s."""
+    stops: list[int] = []
+    for rise in rises:
+        if not stops or rise - stops[-1] >= 1_500:
+            stops.append(rise)
+    return len(stops)
+
+
 def at_level(samples: Samples, dbov: float) -> Samples:
     """Return the sound with the level of its audible samples set."""
     loud = max(map(abs, samples))
@@ -225,6 +234,19 @@ def test_recorded_people_are_heard_in_time(open_ears: OpenEars, name: str) -> No
     assert len(heard.falls) == len(heard.rises)
 
 
+def test_a_voice_that_noise_half_covers_is_heard_with_its_first_vowel(open_ears: OpenEars) -> None:
+    """By webrtcvad at its strictest but one, or a surer Silero, in a third of these."""
+    latencies = []
+    for pitch_hz in (100.0, 200.0):
+        for seed in range(8):
+            speech = silence(2) + voice(1.0, seed=seed, pitch_hz=pitch_hz)
+            line = mix(noise(3.0, -26 - 5, seed), speech)
+            latencies.append(listen(open_ears(), line).rises[0] - 2_000)
+
+    assert min(latencies) > 0
+    assert sum(ms <= 60 for ms in latencies) > len(latencies) // 2
+
+
 class Says:
     """Silero with its answers given: one a frame, the last for ever."""
 
@@ -318,7 +340,7 @@ def test_hold_music_is_hardly_ever_speech(open_ears: OpenEars, dbov: float) -> N
     pieces = ["macroform-cold_day", "macroform-the_simplicity"]
     music = [at_level(recording(MUSIC / f"{name}.wav"), dbov) for name in pieces]
 
-    stops = sum(len(listen(open_ears(), piece).rises) for piece in music)
+    stops = sum(stops_in(listen(open_ears(), piece).rises) for piece in music)
 
     assert stops <= 0.5 * sum(map(len, music)) / audio.RATE_HZ / 60
 

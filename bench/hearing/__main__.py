@@ -5,8 +5,8 @@
     python -m bench.hearing --only turns        ears, calls, echo, policies, turns or flux
     python -m bench.hearing --only peer         Pipecat's analyzer on the same lines; installs it
 
-Nothing is tuned to a clip: which are played is drawn by the seed. Not covered: coughs, streets,
-singing, noise suppression at the far end, echo that is not linear.
+Nothing is tuned to a clip: which are played is drawn by the seed. Not covered: coughs, sneezes,
+streets, singing, noise suppression at the far end, echo that is not linear.
 """
 
 from __future__ import annotations

@@ -383,7 +383,7 @@ def print_calls(part: Part, seed: int, count: int, minutes: float) -> None:
 
     print("\n| not speech, over the bot | minutes | stops/min | replies lost |\n|---|---|---|---|")
     total_s, total_stops, total_lost = 0.0, 0, 0
-    for name, samples in non_speech(rng, part.music, minutes * 60):
+    for name, samples in non_speech(rng, part, minutes * 60):
         call = hold_line(Line(samples[: int(minutes * 60 * RATE)]), bot, setting)
         seconds = min(len(samples) / RATE, minutes * 60)
         stopped = len(call.recording.clears)

@@ -267,7 +267,7 @@ def print_ears(part: Part, hearing: Hearing, seed: int, count: int, minutes: flo
             print(echo_row(open_ears, long, erl_db, line_dbov, rng))
 
     print("\n| not speech | minutes | false/min | webrtcvad alone |\n|---|---|---|---|")
-    for name, line in non_speech(rng, part.music, minutes * 60):
+    for name, line in non_speech(rng, part, minutes * 60):
         length = len(line) / RATE / 60
         count_of = [false_triggers(edges(ears(), line)) / length for ears in (open_ears, alone)]
         print(f"| {name} | {length:.1f} | {count_of[0]:.1f} | {count_of[1]:.1f} |")

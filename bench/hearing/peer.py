@@ -202,7 +202,7 @@ def _print_onsets(listeners: dict[str, Listener], part: Part, seed: int, count: 
 def _print_false(listeners: dict[str, Listener], part: Part, seed: int, minutes: float) -> None:
     print(f"\n| not speech, false/min | minutes | {' | '.join(listeners)} |")
     print("|---" * (2 + len(listeners)) + "|")
-    for sound, line in non_speech(random.Random(seed), part.music, minutes * 60):
+    for sound, line in non_speech(random.Random(seed), part, minutes * 60):
         length = len(line) / RATE / 60
         counts = [false_triggers(each.hear(line)) / length for each in listeners.values()]
         row = " | ".join(f"{count:.1f}" for count in counts)

@@ -2,7 +2,8 @@
 
 Speakers and sources are split (`split.json`): settings are chosen on one part, "tuning", and the
 other, "held-out", is played once a release. Recordings come from Debian packages (CC-BY-SA-3.0,
-codec2-examples LGPL-2.1), of which nothing is shipped with this project.
+codec2-examples LGPL-2.1, bucklespring-data and tuxpaint-data GPL-2+), of which nothing is shipped
+with this project.
 """
 
 from __future__ import annotations
@@ -55,6 +56,17 @@ def read_wav(path: Path) -> Samples:
             raise SystemExit(f"{path}: not mono, 16 bit, 8,000 Hz")
         pcm = file.readframes(file.getnframes())
     return np.frombuffer(pcm, dtype="<i2").astype(np.float64) / 32_768
+
+
+def read_sound(path: Path) -> Samples:
+    """Return the first channel of a 16-bit WAV of any rate, as a telephone carries it."""
+    with wave.open(str(path)) as file:
+        rate, channels = file.getframerate(), file.getnchannels()
+        pcm = file.readframes(file.getnframes())
+    whole = np.frombuffer(pcm, dtype="<i2").astype(np.float64)[::channels] / 32_768
+    length = len(whole) * RATE // rate
+    samples: Samples = np.fft.irfft(np.fft.rfft(whole)[: length // 2 + 1], length) * length
+    return telephone(samples / len(whole))
 
 
 def telephone(samples: Samples) -> Samples:
@@ -138,6 +150,16 @@ def bursts(rng: np.random.Generator, seconds: float, length_ms: int, every_s: fl
     return samples
 
 
+def again_and_again(sounds: list[Samples], rng: random.Random, seconds: float) -> Samples:
+    """Return these sounds at random, half a second and what each of them lasts apart at most."""
+    samples = np.zeros(int(seconds * RATE))
+    at = RATE // 2
+    while at + len(sound := rng.choice(sounds)) <= len(samples):
+        samples[at : at + len(sound)] += sound
+        at += int(rng.uniform(0.1, 0.5) * RATE) + len(sound) // 2
+    return samples
+
+
 def mix(*parts: Samples) -> Samples:
     """Return the sum, as long as the longest."""
     total = np.zeros(max(map(len, parts)))
@@ -162,9 +184,7 @@ def child(clip: Clip) -> Clip | None:
     return label(telephone(samples), clip.name, clip.text)
 
 
-def non_speech(
-    rng: random.Random, music: list[Path], seconds: float
-) -> Iterator[tuple[str, Samples]]:
+def non_speech(rng: random.Random, part: Part, seconds: float) -> Iterator[tuple[str, Samples]]:
     """Yield each kind of non-speech with its name: so many seconds of it, music as a whole."""
     noise = np.random.default_rng(rng.randrange(2**32))
     yield "digital silence", np.zeros(int(seconds * RATE))
@@ -172,7 +192,7 @@ def non_speech(
         yield f"comfort noise {dbov}", to_level(white(noise, seconds), dbov)
     for dbov in (-50, -40, -30):
         yield f"pink noise {dbov}", to_level(pink(noise, seconds), dbov)
-    for path in music:
+    for path in part.music:
         whole = read_wav(path)
         for dbov in (-35, -25):
             yield f"{path.stem} {dbov}", to_level(telephone(whole), dbov)
@@ -190,6 +210,10 @@ def non_speech(
     yield "clicks 5 ms -15", to_level(bursts(noise, seconds, 5, 0.7), -15)
     yield "knocks 60 ms -20", to_level(bursts(noise, seconds, 60, 0.9), -20)
     yield "breath 700 ms -35", to_level(bursts(noise, seconds, 700, 2.5), -35)
+    for name, paths in part.sounds.items():
+        recorded = again_and_again([read_sound(path) for path in paths], rng, seconds)
+        for dbov in (-35, -25):
+            yield f"{name} {dbov}", to_level(recorded, dbov)
 
 
 # --- the split -------------------------------------------------------------------------------
@@ -197,11 +221,12 @@ def non_speech(
 
 @dataclass(frozen=True)
 class Part:
-    """One side of the split: recorded people by speaker, and music."""
+    """One side of the split: recorded people by speaker, music, and other sounds."""
 
     name: str
     speakers: dict[str, list[Clip]]
     music: list[Path]
+    sounds: dict[str, list[Path]]
 
     @property
     def clips(self) -> list[Clip]:
@@ -235,7 +260,12 @@ def load_part(name: str, seed: int) -> Part:
             speakers[speaker] = clips
     if not speakers:
         raise SystemExit(f"nothing of {name!r} is installed: apt-get install {split['packages']}")
-    return Part(name, speakers, [Path(p) for p in split["music"] if Path(p).exists()])
+    sounds = {
+        kind: paths
+        for kind, files in split["sounds"].items()
+        if (paths := [Path(file) for file in files if Path(file).exists()])
+    }
+    return Part(name, speakers, [Path(p) for p in split["music"] if Path(p).exists()], sounds)
 
 
 def _texts(path: Path) -> dict[str, str]:
@@ -269,18 +299,30 @@ def write_split() -> None:
     files = [f"{name}.wav" for name in people if (codec2 / f"{name}.wav").exists()]
     packages = "asterisk-core-sounds-{0} asterisk-core-sounds-{0}-wav"
     music_package = "asterisk-moh-opsound-wav"
+    tuxpaint, buckle = Path("/usr/share/tuxpaint/sounds"), Path("/usr/share/buckle/wav")
     split = {
         "tuning": {
-            "packages": " ".join([*map(packages.format, ("en", "it")), music_package]),
+            "packages": " ".join(
+                [*map(packages.format, ("en", "it")), music_package, "tuxpaint-data"]
+            ),
             "speakers": {
                 "Allison (en)": speaker("en_US_f_Allison", "en"),
                 "Carlo (it)": speaker("it_IT_m_Carlo", "it"),
             },
             "music": tracks[:3],
+            "sounds": {
+                "a giggle": [str(tuxpaint / "giggle.wav")],
+                "a key": [str(tuxpaint / "keyclick.wav")],
+            },
         },
         "held-out": {
             "packages": " ".join(
-                [*map(packages.format, ("fr", "ru")), music_package, "codec2-examples"]
+                [
+                    *map(packages.format, ("fr", "ru")),
+                    music_package,
+                    "codec2-examples",
+                    "bucklespring-data",
+                ]
             ),
             "speakers": {
                 "June (fr)": speaker("fr_CA_f_June", "fr"),
@@ -288,6 +330,7 @@ def write_split() -> None:
                 "men and women of codec2": {"folder": str(codec2), "files": files},
             },
             "music": tracks[3:],
+            "sounds": {"typing": [str(path) for path in sorted(buckle.glob("*.wav"))]},
         },
     }
     SPLIT.write_text(json.dumps(split, indent=1) + "\n")
