@@ -34,9 +34,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         answer = told[min(len(asked), len(told) - 1)]
         if isinstance(answer, int):
             return httpx.Response(answer, json={})
-        return httpx.Response(
-            200, content=answer if isinstance(answer, str) else json.dumps(answer)
-        )
+        text = answer if isinstance(answer, str) else json.dumps(answer)
+        return httpx.Response(200, content=text)
 
     usual = httpx.AsyncClient
 
@@ -50,7 +49,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 async def test_words_tools_and_what_was_interrupted(
     answers: list[Any], autojump_clock: trio.testing.MockClock
 ) -> None:
-    live = {"outcome": None, "turns": []}
+    live: dict[str, Any] = {"outcome": None, "turns": []}
     answers += [live, live, {"outcome": "hung_up", "turns": TURNS}]
 
     said = await read_transcript("http://h/", "CA1", "k")
