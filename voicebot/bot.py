@@ -34,13 +34,14 @@ GREETING: Final = "Hello. How can I help you?"  # of a bot that has none, nor ha
 _EMBEDDED_VOICES: Final = frozenset({"auto", "piper", "espeak"})
 _TEXTS: Final = (
     *("prompt", "greeting", "apology", "trouble", "farewell", "goodbye", "transferring"),
-    *("warning", "time_up"),
+    *("warning", "time_up", "stopping"),
 )
 _LISTS: Final = ("fillers", "reprompts")  # of texts
 _GROUPS: Final = {"endpointing": Endpointing, "interruption": Interruption, "timeouts": Timeouts}
 _OF_SETTINGS: Final = ("prompt", "greeting", "language", "context_tokens", *_GROUPS)
 _OF_PLAN: Final = (
-    *("apology", "trouble", "farewell", "goodbye", "transferring", "warning", "time_up", *_LISTS),
+    *("apology", "trouble", "farewell", "goodbye", "transferring", "warning", "time_up"),
+    *("stopping", *_LISTS),
     *("may_hang_up", "may_send_digits", "may_ask_for_keys", "may_wait", "keys", "people"),
 )
 _HOOKS: Final = {
@@ -100,6 +101,7 @@ class Bot:
     reprompts: Sequence[str] | None = None
     warning: str | None = None
     time_up: str | None = None
+    stopping: str | None = None
     people: Mapping[str, str] | None = None
     may_hang_up: bool | None = None
     may_send_digits: bool | None = None

@@ -136,5 +136,9 @@ class CallRefused(VoicebotError):
     """A call is not taken or not placed; the message says why and what to do."""
 
 
+class Draining(CallRefused):
+    """The server stops, and takes no new call; another does, or this one soon."""
+
+
 class StoreError(VoicebotError):
     """The database of records cannot be opened or read; the message says why and what to do."""

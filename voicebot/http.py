@@ -17,7 +17,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,11 @@ from voicebot import log as log_setup
 from voicebot.archive import Archive
 from voicebot.botfile import load_bot
 from voicebot.config import E164, Settings, load
+from voicebot.drain import drain
 from voicebot.errors import (
     CallRefused,
     ConfigError,
+    Draining,
     ProviderError,
     StoreError,
     VoicebotError,
@@ -58,6 +60,7 @@ BODY_TIMEOUT_S: Final = 5  # both arrive in one piece; a slow sender is holding 
 LISTED_CALLS: Final = 100
 UNCERTAIN: Final = "a call may have been placed; look at GET /calls before trying again"
 KEEP_S: Final = 6  # for the database to take an answer; a little more than it has
+RETRY_AFTER_S: Final = 10  # a server that nobody is on the line of is back by then
 NOTED: Final[tuple[str, int, dict[str, str]]] = ("", 204, {})
 
 log = logging.getLogger(__name__)
@@ -74,7 +77,7 @@ def create_app(settings: Settings, open_service: OpenService = open_service) -> 
 
 
 class App:
-    """The ASGI callable of one process.
+    """The ASGI callable of one process, and how it drains.
 
     Owns: the service, from `lifespan.startup` to `lifespan.shutdown`. Without a lifespan it
     answers, but is never ready and takes no call.
@@ -93,6 +96,17 @@ class App:
             await self._serve_websocket(scope, receive, send)
         else:
             await self._quart(scope, receive, send)  # type: ignore[arg-type]  # its scope type is hypercorn's
+
+    async def drain(self, again: Callable[[], Awaitable[object]]) -> None:
+        """Take no new call, and let those there are end; `again` waits for the next signal.
+
+        Returns when the port may be closed. See `drain.py`.
+        """
+        await drain(self.board, self._part, again)
+
+    def _part(self) -> None:
+        if self.service is not None:
+            self.service.part()
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != telephony.STREAM_PATH:
@@ -128,6 +142,11 @@ class _AppFromEnvironment:
     """The module's `app`: reads the settings when the server starts, not at import."""
 
     _app: App | None = None
+
+    async def drain(self, again: Callable[[], Awaitable[object]]) -> None:
+        """As `App.drain`."""
+        if self._app is not None:
+            await self._app.drain(again)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         failure = None
@@ -267,7 +286,9 @@ def _webhooks(app: App) -> Blueprint:
         if app.service is not None:
             app.service.warm()  # the media socket opens some 0.3 s later
         key = request.args.get(telephony.DIAL_ARGUMENT, "")
-        return _twiml(board.answer(request.scope, await request.form, key))
+        turned_away = telephony.TURNED_AWAY_ARGUMENT in request.args
+        form = await request.form
+        return _twiml(board.answer(request.scope, form, key, turned_away=turned_away))
 
     @routes.post("/after-stream")
     async def after_stream() -> TextReply:
@@ -419,6 +440,8 @@ def _calls(app: App) -> Blueprint:
             return _error(503, f"no call can be placed; set {', '.join(needed)}")
         try:
             line = board.dial(asked)
+        except Draining as exc:
+            return *_error(503, str(exc))[:2], {"Retry-After": str(RETRY_AFTER_S)}
         except CallRefused as exc:
             return _error(503, str(exc))
         try:
