@@ -98,6 +98,23 @@ async def test_at_the_deadline_who_is_left_is_told_and_waited_for(autojump_clock
     assert took == DRAIN_S + 4.0
 
 
+@pytest.mark.parametrize("comes, took_s", [(True, DRAIN_S + 5.0), (False, DRAIN_S + PARTING_S)])
+async def test_who_is_just_coming_at_the_deadline_is_waited_for_as_well(
+    comes: bool, took_s: float, autojump_clock: Clock
+) -> None:
+    server = Draining()
+    board = server.board
+    token = parameter(board.answer(SCOPE, FORM))
+
+    async def come() -> None:
+        await trio.sleep(DRAIN_S + 1.0)
+        if comes:
+            board.redeem(token, SID, ACCOUNT_SID)
+            await server.live(trio.current_time() + 4.0)
+
+    assert await drained(server, come) == took_s
+
+
 async def test_last_words_are_not_waited_for_without_end(autojump_clock: Clock) -> None:
     server = Draining()
     assert await drained(server, lambda: server.live(1e9)) == DRAIN_S + PARTING_S

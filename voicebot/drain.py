@@ -2,7 +2,7 @@
 
     signal           not ready, and new calls are turned away, in the same step
     live calls       go on to their end, for at most `drain_s`
-    last words       who is still there hears an apology and is hung up on
+    last words       who is still there, or just coming, hears an apology and is hung up on
     last callbacks   Twilio says how the calls have ended
 
 The port is open all the time: Twilio asks this server, and no other, what a call goes on with that
@@ -43,15 +43,21 @@ async def drain(board: Switchboard, part: Callable[[], None], again: Wait) -> No
     board.drain()
     settings = board.settings
     expected = board.busy_until() > trio.current_time()
-    lines = board.lines.taken(trio.current_time())
-    log.info("draining", extra={"lines_taken": lines, "drain_s": settings.drain_s})
+    log.info("draining", extra={"drain_s": settings.drain_s, **_lines(board)})
     if not await _came(board.wait_idle, settings.drain_s, again):
-        log.info("drain_over", extra={"live_calls": board.store.live_calls})
+        log.info("drain_over", extra=_lines(board))
         part()
         if not await _came(board.wait_hung_up, settings.timeouts.parting_s, again):
-            log.warning("calls_cut_off", extra={"live_calls": board.store.live_calls})
+            log.warning("calls_cut_off", extra=_lines(board))
     if expected and settings.telephony:
         await _came(trio.sleep_forever, CALLBACKS_S, again)
+
+
+def _lines(board: Switchboard) -> dict[str, int]:
+    return {
+        "lines_taken": board.lines.taken(trio.current_time()),
+        "live_calls": board.store.live_calls,
+    }
 
 
 async def _came(wait: Wait, seconds: float, again: Wait) -> bool:

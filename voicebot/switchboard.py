@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -93,14 +93,16 @@ class Switchboard:
 
     async def wait_idle(self) -> None:
         """Wait until no call needs this process any more; at once where none does."""
-        while (until := self.busy_until()) > trio.current_time():
-            with trio.move_on_at(until):
-                await self._freed.wait()
+        await self._wait_beyond(self.busy_until)
 
     async def wait_hung_up(self) -> None:
-        """Wait until no call is live, whoever may come yet."""
-        while self.store.live_calls:
-            await self._freed.wait()
+        """Wait until no line is taken. Who is away is not waited for."""
+        await self._wait_beyond(lambda: self.lines.busy_until(trio.current_time()))
+
+    async def _wait_beyond(self, busy_until: Callable[[], float]) -> None:
+        while (until := busy_until()) > trio.current_time():
+            with trio.move_on_at(until):
+                await self._freed.wait()
 
     # --- Twilio's requests
 

@@ -229,7 +229,7 @@ async def test_a_third_signal_waits_for_no_last_word(tmp_path: Path) -> None:
         await here.stop()
         for _ in range(3):
             here.process.terminate()
-            await trio.sleep(0.2)  # signals that wait to be taken are one
+            await trio.sleep(0.5)  # signals that wait to be taken are one
         assert await here.over() == 0
         await call.over.wait()
         record = (await here.records())[call.sid]
