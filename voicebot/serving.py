@@ -58,6 +58,9 @@ SILENCE_S: Final = 15.0
 LINGER_S: Final = 10.0
 # Twice what the codec takes, so that the codec is the one to name a message just too long.
 MAX_MESSAGE_CHARS: Final = 2 * twilio.MAX_MESSAGE_CHARS
+# Whoever signals hypercorn's main process and its workers has done so by then; nobody who signals
+# twice is so quick.
+TOGETHER_S: Final = 0.5
 # A message of a call always fits; a large HTTP body gets a new send deadline for every slice.
 SLICE_BYTES: Final = 65_536
 
@@ -140,7 +143,7 @@ async def _serve_and_drain(
     Hypercorn closes its port as soon as it is told to stop (not reported), and a SIGTERM to one of
     its workers, as to all processes of a service, ends that worker at once. Here the first word
     of either, its main process or a signal, begins the drain, and each further signal is the
-    application's to take.
+    application's to take, but for one that comes together with the first word.
     """
     drain = getattr(getattr(app, "app", None), "drain", None)
     if drain is None:
@@ -165,7 +168,14 @@ async def _serve_and_drain(
                 nursery.start_soon(first, signals.__anext__)
                 if shutdown_trigger is not None:
                     nursery.start_soon(first, shutdown_trigger)
-            await drain(signals.__anext__)
+            began = trio.current_time()
+
+            async def again() -> None:
+                await anext(signals)
+                while trio.current_time() < began + TOGETHER_S:
+                    await anext(signals)
+
+            await drain(again)
 
         await hypercorn_worker_serve(
             app, config, sockets=sockets, shutdown_trigger=drained, task_status=task_status

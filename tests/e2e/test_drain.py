@@ -24,6 +24,7 @@ from tests.e2e.test_real_call import environment
 from tests.e2e.test_telephone import COLLEAGUE, KEY, PUTTING, TO, says
 from tests.test_serving import free_port
 from voicebot.plan import CallPlan
+from voicebot.serving import TOGETHER_S
 from voicebot.simulator import Script
 from voicebot.simulator.call import Utterance, WhenSilent
 from voicebot.simulator.dial import Account
@@ -193,14 +194,19 @@ async def test_a_caller_is_put_through_although_the_server_drains(tmp_path: Path
     assert call.errors == []
 
 
-@pytest.mark.parametrize("why", ["deadline", "second signal"])
+@pytest.mark.parametrize("why", ["deadline", "second signal", "second signal to a worker"])
 async def test_who_is_left_hears_an_apology_and_is_hung_up_on(why: str, tmp_path: Path) -> None:
     drain_s = "1" if why == "deadline" else "60"
-    async with scene(tmp_path, [], listener(), VOICEBOT_DRAIN_S=drain_s) as here:
+    command = HYPERCORN if "worker" in why else SERVE
+    async with scene(tmp_path, [], listener(), command=command, VOICEBOT_DRAIN_S=drain_s) as here:
         call = await here.place()
         await here.stop()
         if why == "second signal":
             here.process.terminate()
+        elif why != "deadline":
+            await trio.sleep(TOGETHER_S)  # what comes before is no second one
+            for child in children(here.process.pid):
+                os.kill(child, signal.SIGTERM)
         assert await here.over() == 0
         await call.over.wait()
         record = (await here.records())[call.sid]
@@ -255,9 +261,9 @@ async def test_a_worker_of_hypercorn_that_is_signalled_with_its_parent_drains(
     """As systemd does to all processes of a service."""
     async with scene(tmp_path, ["Good."], Person((says(),)), command=HYPERCORN) as here:
         call = await here.place()
+        await here.stop()
         for child in children(here.process.pid):
             os.kill(child, signal.SIGTERM)
-        await here.stop()
         await call.over.wait()
         assert await here.over() == 0
         record = (await here.records())[call.sid]
