@@ -239,6 +239,57 @@ async def test_a_machine_that_is_known_from_the_start_hears_the_message_only(
     assert summary.outcome is Outcome.VOICEMAIL
 
 
+@pytest.mark.parametrize("at", [0.5, 2.5, 3.5, 4.7, 6.0])
+async def test_a_server_that_stops_has_its_calls_apologise_and_end(
+    at: float, autojump_clock: Clock
+) -> None:
+    remote = Remote()
+
+    async def stop() -> None:
+        await trio.sleep(at)
+        remote.stop()
+        remote.stop()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stop)
+        voice = [(3.0, 4.0)] if at > 3.0 else []  # and nobody speaks over the apology
+        summary, socket, _, carrier, _ = await call(
+            [LONG], ["tell me"], voice, remote=remote, greeting=LONG
+        )
+    assert summary.outcome is Outcome.SERVER_STOPPED
+    assert (summary.turns[-1].heard, summary.turns[-1].interrupted) == (plan().stopping, False)
+    assert len(carrier.ended) == 1
+    assert socket.closed == 1000
+    assert summary.duration_s < at + 6.0
+
+
+async def test_a_call_that_comes_to_a_server_that_stops_hears_the_apology_only(
+    autojump_clock: Clock,
+) -> None:
+    remote = Remote()
+    remote.stop()
+    summary, _, chat, _, _ = await call([], [], [], remote=remote, greeting="Hello.")
+    assert [turn.heard for turn in summary.turns] == [plan().stopping]
+    assert chat.requests == []
+
+
+async def test_a_call_that_ends_already_goes_on_with_its_last_words(
+    autojump_clock: Clock,
+) -> None:
+    remote = Remote()
+    remote.leave_message(MESSAGE)
+
+    async def stop() -> None:
+        await trio.sleep(0.5)
+        remote.stop()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stop)
+        summary, *_ = await call([], [], [], remote=remote)
+    assert [turn.heard for turn in summary.turns] == [MESSAGE]
+    assert summary.outcome is Outcome.VOICEMAIL
+
+
 async def test_what_a_machine_says_is_no_turn(autojump_clock: Clock) -> None:
     socket, ear, chat = FakeTwilio(stop_at=30.0), FakeEar([]), FakeChat([])
     remote = Remote()

@@ -23,9 +23,10 @@ PLAN = plan(
     reprompts=("There?",),
     warning="Soon.",
     time_up="Over. Goodbye.",
+    stopping="Stopping. Goodbye.",
 )
 PIECES = ["Hello.", "Who is it?", "Wait.", "Sorry.", "Again?", "Broken.", "Goodbye."]
-PIECES += ["Nobody there.", "There?", "Soon.", "Over."]
+PIECES += ["Nobody there.", "There?", "Soon.", "Over.", "Stopping."]
 
 
 class Down(FakeVoice):

@@ -78,7 +78,7 @@ def on_path(path: str, special: Callable[[Receive, Send], Awaitable[None]]) -> A
 
 @asynccontextmanager
 async def running(
-    served: App = app, *, drain_s: float = 0.0, send_deadline_s: float = 5.0
+    served: App = app, *, grace_s: float = 0.0, send_deadline_s: float = 5.0
 ) -> AsyncGenerator[int]:
     """Serve on a free port and say which; on the way out, stop and join."""
     with trio.fail_after(20):
@@ -90,7 +90,7 @@ async def running(
                     served,
                     host="127.0.0.1",
                     port=0,
-                    drain_s=drain_s,
+                    grace_s=grace_s,
                     send_deadline_s=send_deadline_s,
                     shutdown=shutdown,
                 )
@@ -406,7 +406,7 @@ async def test_peer_that_does_not_read_is_dropped_after_the_send_deadline(
 
 async def test_peer_that_does_not_read_does_not_hold_the_exit() -> None:
     async with running(
-        on_path("/flood", partial(flood, trio.Event())), drain_s=0.2, send_deadline_s=0.5
+        on_path("/flood", partial(flood, trio.Event())), grace_s=0.2, send_deadline_s=0.5
     ) as port:
         stream = await upgraded(port, b"/flood")
         await trio.sleep(0.1)
@@ -577,14 +577,14 @@ async def test_serve_reports_its_url_and_prints_nothing(
 async def test_address_in_use_is_a_plain_error() -> None:
     async with running() as port:
         with pytest.raises(OSError, match="in use"):
-            await serving.serve(app, host="127.0.0.1", port=port, drain_s=0, shutdown=trio.Event())
+            await serving.serve(app, host="127.0.0.1", port=port, grace_s=0, shutdown=trio.Event())
 
 
 async def test_drain_waits_for_a_live_websocket_and_takes_no_other() -> None:
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             shutdown = trio.Event()
-            serve = partial(serving.serve, app, host="127.0.0.1", port=0, drain_s=10)
+            serve = partial(serving.serve, app, host="127.0.0.1", port=0, grace_s=10)
             (url,) = await nursery.start(partial(serve, shutdown=shutdown))
             port = int(url.rpartition(":")[2])
             async with open_peer(port, "/echo") as peer:
@@ -597,8 +597,36 @@ async def test_drain_waits_for_a_live_websocket_and_takes_no_other() -> None:
                 assert nursery.child_tasks
 
 
+async def test_idle_connection_ends_with_the_server_although_its_application_was_cancelled() -> (
+    None
+):
+    async def like_quart(receive: Receive, send: Send) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def answer() -> None:
+                headers = [(b"content-length", b"5")]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body", "body": b"hello"})
+
+            nursery.start_soon(answer)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+
+    with trio.fail_after(5):
+        async with running(on_path("/quart", like_quart), grace_s=10) as port:
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            await stream.send_all(b"GET /quart HTTP/1.1\r\nHost: a\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"hello"):
+                answer += await stream.receive_some()
+            await trio.testing.wait_all_tasks_blocked(0.02)
+        assert await stream.receive_some() == b""
+        await stream.aclose()
+
+
 async def test_drain_ends_at_its_deadline() -> None:
-    async with running(drain_s=0.1) as port:
+    async with running(grace_s=0.1) as port:
         stream = await upgraded(port)
     assert await stream.receive_some() == b""
     await stream.aclose()

@@ -101,7 +101,7 @@ class Server:
 
 @asynccontextmanager
 async def running(
-    talk: Talk | None = None, *, start_timeout_s: float = 5.0, drain_s: float = 0.0
+    talk: Talk | None = None, *, start_timeout_s: float = 5.0, grace_s: float = 0.0
 ) -> AsyncGenerator[Server]:
     """Serve media sockets on a free port: `talk` has them, or `Server.listen`."""
     server = Server(0)
@@ -132,7 +132,7 @@ async def running(
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             shutdown = trio.Event()
-            serve = partial(serving.serve, app, host="127.0.0.1", port=0, drain_s=drain_s)
+            serve = partial(serving.serve, app, host="127.0.0.1", port=0, grace_s=grace_s)
             (url,) = await nursery.start(partial(serve, shutdown=shutdown))
             server.port = int(url.rpartition(":")[2])
             yield server

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from voicebot.bot import Bot
 
 ENV_FILE: Final = Path(".env")
+GRACE_S: Final = 1.0  # for answers on their way when the port closes; calls have ended before
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,9 +151,10 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def _serve_until_signal(settings: Settings, host: str, port: int, bot: Bot | None) -> None:
-    """Serve until SIGTERM or Ctrl-C; a second one does not wait for live calls.
+    """Serve until SIGTERM or Ctrl-C, then let live calls end; each further signal waits less.
 
-    Owns: the server nursery: the server itself and the watch for signals.
+    Owns: the server nursery: the server itself, and the watch for signals, which drains
+    (`drain.py`) and then has the port closed.
     """
     from voicebot import http, service, serving
 
@@ -163,29 +165,29 @@ async def _serve_until_signal(settings: Settings, host: str, port: int, bot: Bot
         cast("ASGIFramework", app),  # whose scope type is hypercorn's own
         host=host,
         port=port,
-        drain_s=settings.drain_s,
+        grace_s=GRACE_S,
         shutdown=shutdown,
         send_deadline_s=settings.send_deadline_s,
     )
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as server:  # ends when `run` has drained, or is cut short
+        async with trio.open_nursery() as server:  # ends when `run` has, or is cut short
 
             async def drain_on_signal() -> None:
                 await anext(signals)
-                app.board.drain()
-                shutdown.set()
                 if live := app.board.lines.taken(trio.current_time()):
                     print(
                         f"stopping: {live} live call(s) may go on for {settings.drain_s:g} s; "
-                        "once more ends them now",
+                        "once more says goodbye to them now",
                         flush=True,
                     )
+                await app.drain(signals.__anext__)
+                shutdown.set()
                 await anext(signals)
-                server.cancel_scope.cancel(reason="second signal")
+                server.cancel_scope.cancel(reason="signal")
 
             async def run_to_end(*, task_status: trio.TaskStatus[list[str]]) -> None:
                 await run(task_status=task_status)
-                server.cancel_scope.cancel(reason="drained")
+                server.cancel_scope.cancel(reason="served")
 
             server.start_soon(drain_on_signal)
             [url] = await server.start(run_to_end)

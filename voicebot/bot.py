@@ -36,18 +36,19 @@ GREETING: Final = "Hello. How can I help you?"  # of a bot that has none, nor ha
 _EMBEDDED_VOICES: Final = frozenset({"auto", "piper", "espeak"})
 _TEXTS: Final = (
     *("prompt", "greeting", "consent", "apology", "trouble", "farewell", "goodbye"),
-    *("transferring", "warning", "time_up"),
+    *("transferring", "warning", "time_up", "stopping"),
 )
 _LISTS: Final = ("fillers", "reprompts")  # of texts
 _GROUPS: Final = {"endpointing": Endpointing, "interruption": Interruption, "timeouts": Timeouts}
 _OF_SETTINGS: Final = ("prompt", "greeting", "language", "context_tokens", *_GROUPS)
 _OF_PLAN: Final = (
     *("consent", "apology", "trouble", "farewell", "goodbye", "transferring", "warning", "time_up"),
-    *_LISTS,
+    *("stopping", *_LISTS),
     *("may_hang_up", "may_send_digits", "may_ask_for_keys", "may_wait", "keys", "people"),
 )
 _OF_SPEAKER: Final = (
-    *("apology", "trouble", "farewell", "goodbye", "transferring", "warning", "time_up", *_LISTS),
+    *("apology", "trouble", "farewell", "goodbye", "transferring", "warning", "time_up"),
+    *("stopping", *_LISTS),
 )
 _HOOKS: Final = {
     "on_call_start": ("call",),
@@ -75,6 +76,7 @@ class Speaker:
     reprompts: Sequence[str] | None = None
     warning: str | None = None
     time_up: str | None = None
+    stopping: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,6 +138,7 @@ class Bot:
     reprompts: Sequence[str] | None = None
     warning: str | None = None
     time_up: str | None = None
+    stopping: str | None = None
     people: Mapping[str, str] | None = None
     speakers: Mapping[str, Speaker] = field(default_factory=dict)
     may_hang_up: bool | None = None

@@ -205,7 +205,14 @@ class Settings(BaseSettings):
         60.0, description="a stream token lives this long; Twilio connects within a few seconds"
     )
     drain_s: Annotated[float, Field(ge=0, le=7200)] = Field(
-        5.0, description="live calls may go on this long after SIGTERM"
+        5.0,
+        description="live calls may go on this long after SIGTERM, then they hear an apology. 5 "
+        "is for who stops a server by hand; a service has minutes",
+    )
+    drain_to: str = Field(
+        "",
+        description="PUBLIC_URL of another server, which takes new calls while this one stops; "
+        "empty: callers hear an apology",
     )
     send_deadline_s: Annotated[float, Field(gt=0, le=60)] = Field(
         5.0, description="a socket that takes no byte for this long is dropped, and its call ends"
@@ -405,6 +412,12 @@ def _contradictions(settings: Settings) -> list[str]:
         problems += _check_url("PUBLIC_URL", settings.public_url, allow_path=False)
         if settings.telephony and settings.public_url.startswith("http://"):
             problems.append("PUBLIC_URL: must begin with https://; Twilio streams to wss:// only")
+    if settings.drain_to:
+        problems += _check_url("VOICEBOT_DRAIN_TO", settings.drain_to, allow_path=False)
+        if settings.drain_to.rstrip("/") == settings.public_url.rstrip("/"):
+            problems.append("VOICEBOT_DRAIN_TO: must be another server's; it is PUBLIC_URL")
+        elif settings.telephony and settings.drain_to.startswith("http://"):
+            problems.append("VOICEBOT_DRAIN_TO: must begin with https://")
     database = settings.database_url.get_secret_value()
     if database and not _DATABASE.match(database):  # which is not repeated: it may have a password
         problems.append(

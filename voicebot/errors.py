@@ -159,5 +159,9 @@ class CallBarred(CallRefused):
         self.retry_after_s = retry_after_s
 
 
+class Draining(CallRefused):
+    """The server stops, and takes no new call; another does, or this one soon."""
+
+
 class StoreError(VoicebotError):
     """The database of records cannot be opened or read; the message says why and what to do."""

@@ -18,7 +18,7 @@ import hmac
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,12 @@ from voicebot import log as log_setup
 from voicebot.archive import Archive
 from voicebot.botfile import load_bot
 from voicebot.config import E164, Settings, load
+from voicebot.drain import drain
 from voicebot.errors import (
     CallBarred,
     CallRefused,
     ConfigError,
+    Draining,
     ProviderError,
     StoreError,
     VoicebotError,
@@ -62,6 +64,7 @@ LISTED_CALLS: Final = 100
 MOST_LISTED: Final = 1_000  # of 300 bytes and more each
 UNCERTAIN: Final = "a call may have been placed; look at GET /calls before trying again"
 KEEP_S: Final = 6  # for the database to take an answer; a little more than it has
+RETRY_AFTER_S: Final = 10  # a server that nobody is on the line of is back by then
 NOTED: Final[tuple[str, int, dict[str, str]]] = ("", 204, {})
 
 log = logging.getLogger(__name__)
@@ -78,7 +81,7 @@ def create_app(settings: Settings, open_service: OpenService = open_service) -> 
 
 
 class App:
-    """The ASGI callable of one process.
+    """The ASGI callable of one process, and how it drains.
 
     Owns: the service, from `lifespan.startup` to `lifespan.shutdown`. Without a lifespan it
     answers, but is never ready and takes no call.
@@ -97,6 +100,17 @@ class App:
             await self._serve_websocket(scope, receive, send)
         else:
             await self._quart(scope, receive, send)  # type: ignore[arg-type]  # its scope type is hypercorn's
+
+    async def drain(self, again: Callable[[], Awaitable[object]]) -> None:
+        """Take no new call, and let those there are end; `again` waits for the next signal.
+
+        Returns when the port may be closed. See `drain.py`.
+        """
+        await drain(self.board, self._part, again)
+
+    def _part(self) -> None:
+        if self.service is not None:
+            self.service.part()
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != telephony.STREAM_PATH:
@@ -132,6 +146,11 @@ class _AppFromEnvironment:
     """The module's `app`: reads the settings when the server starts, not at import."""
 
     _app: App | None = None
+
+    async def drain(self, again: Callable[[], Awaitable[object]]) -> None:
+        """As `App.drain`."""
+        if self._app is not None:
+            await self._app.drain(again)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         failure = None
@@ -271,7 +290,9 @@ def _webhooks(app: App) -> Blueprint:
         if app.service is not None:
             app.service.warm()  # the media socket opens some 0.3 s later
         key = request.args.get(telephony.DIAL_ARGUMENT, "")
-        return _twiml(board.answer(request.scope, await request.form, key))
+        turned_away = telephony.TURNED_AWAY_ARGUMENT in request.args
+        form = await request.form
+        return _twiml(board.answer(request.scope, form, key, turned_away=turned_away))
 
     @routes.post("/after-stream")
     async def after_stream() -> TextReply:
@@ -444,6 +465,8 @@ def _calls(app: App) -> Blueprint:
             line = board.dial(asked)
         except CallBarred as exc:
             return await barred(exc, asked.to)
+        except Draining as exc:
+            return *_error(503, str(exc))[:2], {"Retry-After": str(RETRY_AFTER_S)}
         except CallRefused as exc:
             return _error(503, str(exc))
         held = board.tollgate.reserved(opened(), asked.to, who(), asked.ring_timeout_s)

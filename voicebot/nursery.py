@@ -141,7 +141,7 @@ async def run_call(
     """
     call = _Call(socket, ports, plan, on_turn, watch, resumption)
     if remote is not None:
-        remote.attach(call.leave_message)
+        remote.attach(call.leave_message, call.stop)
     try:
         latest = call.began + plan.timeouts.call_s + plan.timeouts.parting_s
         with trio.move_on_at(latest) as length:
@@ -541,6 +541,12 @@ class _Call:
         self._note("machine")
         self._give_up(Outcome.VOICEMAIL)
 
+    def stop(self) -> None:
+        """Apologise and end the call: the server stops. Synchronous."""
+        if self._giving_up is None:  # else it ends already, with words that tell more
+            self._note("server_stops")
+            self._give_up(Outcome.SERVER_STOPPED)
+
     def _give_up(self, outcome: Outcome) -> None:
         """Stop what is being said, say goodbye, and end the call."""
         self._giving_up = outcome
@@ -600,7 +606,8 @@ class _Call:
             return self._message
         plan = self._mouth.plan
         deaf = {Outcome.NO_RECOGNITION: plan.farewell, Outcome.NO_CALLER: plan.farewell}
-        return {**deaf, Outcome.TOO_LONG: plan.time_up}.get(outcome, plan.trouble)
+        ours = {Outcome.TOO_LONG: plan.time_up, Outcome.SERVER_STOPPED: plan.stopping}
+        return {**deaf, **ours}.get(outcome, plan.trouble)
 
     async def _keep_company(self) -> None:
         """Wait for news of the caller; say something where the silence gets too long before."""

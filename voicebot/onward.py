@@ -14,6 +14,8 @@ from typing import Final
 from voicebot.parting import Ending, Resumption
 
 KEPT: Final = 1_000  # calls away at once; each has a conversation of some kilobytes
+# Twilio asks what is next as soon as the stream has ended; who has hung up meanwhile never comes.
+NEXT_S: Final = 10.0
 # A call of any length may come back from whom it was put through to; see `plan.call_s`.
 AWAY_S: Final = 7_200.0
 
@@ -27,6 +29,7 @@ _TALKED: Final = frozenset({"completed", "answered"})
 class _Away:
     ending: Ending
     since: float
+    asked: bool = False  # Twilio was told what is next
     result: str = ""  # of what it went away for; empty: not known yet
 
 
@@ -45,10 +48,30 @@ class Onward:
         while len(self._away) > KEPT:
             del self._away[next(iter(self._away))]
 
+    def busy_until(self, now: float) -> float:
+        """Return until when one of them may ask what is next, or how it is to come back.
+
+        One whose result is known has a line again, and is not counted here.
+        """
+        waited_for = (
+            away.since + (AWAY_S if away.asked else NEXT_S)
+            for away in self._away.values()
+            if not away.result
+        )
+        return max(waited_for, default=now)
+
     def ending(self, sid: str) -> Ending | None:
         """Return what a call is away for."""
         away = self._away.get(sid)
         return None if away is None else away.ending
+
+    def asked(self, sid: str) -> None:
+        """Note that Twilio was told what a call is away for."""
+        self._away[sid].asked = True
+
+    def over(self, sid: str) -> None:
+        """Forget a call that has ended."""
+        self._away.pop(sid, None)
 
     def dialled(self, sid: str, status: str) -> bool:
         """Take how a transfer went; return whether the call comes back to the bot."""

@@ -32,7 +32,8 @@ class Phrases:
 
     def __init__(self, plan: CallPlan, more: Sequence[str] = ()) -> None:
         texts = [plan.opening, *plan.fillers, plan.apology, plan.trouble, plan.farewell]
-        texts += [plan.goodbye, *plan.reprompts, plan.warning, plan.time_up, *more]
+        texts += [plan.goodbye, *plan.reprompts, plan.warning, plan.time_up, plan.stopping]
+        texts += more
         pieces: list[str] = []
         for text in texts:
             splitter = SentenceSplitter(plan.language)

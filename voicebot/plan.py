@@ -89,6 +89,7 @@ class CallPlan:
     reprompts: tuple[str, ...] = ("Are you still there?", "Hello? I cannot hear you.")
     warning: str = "We have one minute left."  # fits `Timeouts.warning_s`
     time_up: str = "I am sorry, our time is up. Goodbye."
+    stopping: str = "I am sorry, I have to end our call now. Please call again. Goodbye."
     trouble: str = TROUBLE
     farewell: str = "Sorry, I cannot hear you any more. Please call again. Goodbye."
     goodbye: str = "Goodbye."  # said where the model hangs up without a word

@@ -30,7 +30,8 @@ class Outcome(enum.Enum):
     NO_SPEECH = "no_speech"  # synthesis failed, and what is to be said about that as well
     NO_ANSWERS = "no_answers"  # replies failed one after the other
     CRASHED = "crashed"  # a bug; logged with its traceback
-    CANCELLED = "cancelled"  # the server stopped
+    SERVER_STOPPED = "server_stopped"  # it drained, and its time was over; the caller was told
+    CANCELLED = "cancelled"  # the server stopped at once
 
 
 @dataclass(frozen=True, slots=True)

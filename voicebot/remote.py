@@ -10,7 +10,9 @@ class Remote:
 
     def __init__(self) -> None:
         self._message = ""
+        self._stopping = False
         self._leave: Callable[[str], None] | None = None
+        self._stop: Callable[[], None] | None = None
 
     def leave_message(self, text: str) -> None:
         """Have the call say this to a machine, whatever it is doing, and end.
@@ -21,8 +23,16 @@ class Remote:
         if self._leave is not None:
             self._leave(text)
 
-    def attach(self, leave_message: Callable[[str], None]) -> None:
+    def stop(self) -> None:
+        """Have the call say that it has to end, whatever it is doing, and end."""
+        self._stopping = True
+        if self._stop is not None:
+            self._stop()
+
+    def attach(self, leave_message: Callable[[str], None], stop: Callable[[], None]) -> None:
         """Say what does it, once the call is there."""
-        self._leave = leave_message
+        self._leave, self._stop = leave_message, stop
         if self._message:
             leave_message(self._message)
+        if self._stopping:
+            stop()

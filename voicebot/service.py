@@ -36,6 +36,10 @@ from voicebot.tools import THREADS
 log = logging.getLogger(__name__)
 
 
+def _nobody_there() -> None:
+    """End every call, where there is none."""
+
+
 async def _nobody_cares(call_sid: str, who: str) -> None:
     """Take who has answered a call, where no call is placed."""
 
@@ -48,6 +52,7 @@ class Service:
     telephony: Telephony | None = None  # None without a Twilio account
     warm: Callable[[], None] = lambda: None  # a call is to be expected; see `Ports`
     answered_by: Callable[[str, str], Awaitable[None]] = _nobody_cares  # CallSid, Twilio's word
+    part: Callable[[], None] = _nobody_there  # live calls, and those that come, apologise and end
     archive: Archive | None = None  # None: records are kept as long as the process
     recorder: Recorder | None = None  # None: no call is recorded
 
@@ -106,6 +111,7 @@ async def open_service(board: Switchboard, bot: Bot | None = None) -> AsyncGener
             telephony=phone,
             warm=ports.warm,
             answered_by=calls.answered_by,
+            part=calls.part,
             archive=archive,
             recorder=recorder,
         )
@@ -149,6 +155,7 @@ class _Calls:
         self._threads = threads
         self._recorder = recorder
         self._remotes: dict[str, Remote] = {}  # of live calls
+        self._parting = False  # the server stops
         self._away: dict[str, Call] = {}  # of calls that may come back, oldest first
 
     async def serve_media(self, scope: ws.Scope, receive: ws.Receive, send: ws.Send) -> None:
@@ -187,6 +194,8 @@ class _Calls:
             remote = Remote()
             self._leave_message(sid, self._answered_by(sid), remote)
             self._remotes[sid] = remote
+            if self._parting:
+                remote.stop()
             try:
                 with self._board.live(sid, socket.start.parameters), self._hooks.of(call) as hooks:
 
@@ -215,6 +224,12 @@ class _Calls:
                         )
             finally:
                 del self._remotes[sid]
+
+    def part(self) -> None:
+        """Have every call, live or yet to come, say that it has to end, and end."""
+        self._parting = True
+        for remote in self._remotes.values():
+            remote.stop()
 
     def _call(self, start: twilio.Start) -> Call:
         """Return what is known of a call before its first word."""

@@ -1,8 +1,8 @@
 """hypercorn's trio worker, made safe: one connection's fault stays in that connection.
 
-Not here: routes, calls, signals. `serve` runs an ASGI application on a port until it is told to
-stop; `contain` makes `hypercorn --worker-class trio` just as safe, because that command offers
-no place to name a connection class of one's own.
+Not here: routes, calls. `serve` runs an ASGI application on a port until it is told to stop;
+`contain` makes `hypercorn --worker-class trio` just as safe, because that command offers no place
+to name a connection class of one's own, nor to do anything before its port is closed.
 
 Every override names the fault of hypercorn 0.18.0 that it is for. 0.18.0 is the newest release
 and has all of them; when one is fixed upstream, its override goes. Always true here:
@@ -15,6 +15,7 @@ and has all of them; when one is fixed upstream, its override goes. Always true 
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from math import inf
@@ -28,6 +29,7 @@ from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
 from hypercorn.trio import run as hypercorn_run
+from hypercorn.trio.run import worker_serve as hypercorn_worker_serve
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -56,6 +58,9 @@ SILENCE_S: Final = 15.0
 LINGER_S: Final = 10.0
 # Twice what the codec takes, so that the codec is the one to name a message just too long.
 MAX_MESSAGE_CHARS: Final = 2 * twilio.MAX_MESSAGE_CHARS
+# Whoever signals hypercorn's main process and its workers has done so by then; nobody who signals
+# twice is so quick.
+TOGETHER_S: Final = 0.5
 # A message of a call always fits; a large HTTP body gets a new send deadline for every slice.
 SLICE_BYTES: Final = 65_536
 
@@ -65,10 +70,12 @@ def contain() -> None:
 
     `hypercorn.trio.run` looks its connection class up by name in its own module, and the command
     line imports the application before it serves: so this rebind, made when the application is
-    imported, is what protects both. HTTP/2 is not offered over TLS either: its code is the
-    crash-prone part (#327, #329) and its WebSockets would pass by the limits below.
+    imported, is what protects both. In the same way the command line comes to drain.
+    HTTP/2 is not offered over TLS either: its code is the crash-prone part (#327, #329) and its
+    WebSockets would pass by the limits below.
     """
     hypercorn_run.TCPServer = ContainedServer  # type: ignore[attr-defined]  # see above
+    hypercorn_run.worker_serve = _serve_and_drain
     Config.alpn_protocols = ["http/1.1"]
 
 
@@ -83,13 +90,14 @@ async def serve(
     *,
     host: str,
     port: int,
-    drain_s: float,
+    grace_s: float,
     shutdown: trio.Event,
     send_deadline_s: float = SEND_DEADLINE_S,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve `app` until `shutdown` is set and its connections have ended, or `drain_s` is over.
+    """Serve `app` until `shutdown` is set and its connections have ended, or `grace_s` is over.
 
+    `shutdown` closes the port: whoever has calls that need it lets them end before (`drain.py`).
     Reports the URLs it listens on by `task_status`; port 0 takes a free one.
 
     Raises:
@@ -99,7 +107,7 @@ async def serve(
     """
     contain()
     config = ServerConfig()
-    config.graceful_timeout = drain_s
+    config.graceful_timeout = grace_s
     config.send_deadline_s = send_deadline_s
     config.keep_alive_timeout = 5.0  # also the time for a whole request head
     config.h11_max_incomplete_size = 16_384  # 16 KiB of request head, as most servers
@@ -113,12 +121,64 @@ async def serve(
     # 1024: a burst of calls. hypercorn's own 100 would turn some of them away.
     with socket.create_server((host, port), family=family, backlog=1024) as listening:
         listening.setblocking(False)
-        await hypercorn_run.worker_serve(
+        await hypercorn_worker_serve(
             ASGIWrapper(app),
             config,
             sockets=Sockets(secure_sockets=[], insecure_sockets=[listening], quic_sockets=[]),
             shutdown_trigger=shutdown.wait,
             task_status=task_status,
+        )
+
+
+async def _serve_and_drain(
+    app: AppWrapper,
+    config: Config,
+    *,
+    sockets: Sockets | None = None,
+    shutdown_trigger: Callable[..., Awaitable[None]] | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve for hypercorn's command line: as its own, but an application that can drains first.
+
+    Hypercorn closes its port as soon as it is told to stop (not reported), and a SIGTERM to one of
+    its workers, as to all processes of a service, ends that worker at once. Here the first word
+    of either, its main process or a signal, begins the drain, and each further signal is the
+    application's to take, but for one that comes together with the first word.
+    """
+    drain = getattr(getattr(app, "app", None), "drain", None)
+    if drain is None:
+        await hypercorn_worker_serve(
+            app,
+            config,
+            sockets=sockets,
+            shutdown_trigger=shutdown_trigger,
+            task_status=task_status,
+        )
+        return
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+
+        async def drained() -> None:
+            # Owns: the two that may tell to stop. The first ends it.
+            async with trio.open_nursery() as nursery:
+
+                async def first(told: Callable[[], Awaitable[object]]) -> None:
+                    await told()
+                    nursery.cancel_scope.cancel(reason="told to stop")
+
+                nursery.start_soon(first, signals.__anext__)
+                if shutdown_trigger is not None:
+                    nursery.start_soon(first, shutdown_trigger)
+            began = trio.current_time()
+
+            async def again() -> None:
+                await anext(signals)
+                while trio.current_time() < began + TOGETHER_S:
+                    await anext(signals)
+
+            await drain(again)
+
+        await hypercorn_worker_serve(
+            app, config, sockets=sockets, shutdown_trigger=drained, task_status=task_status
         )
 
 
@@ -137,6 +197,9 @@ class ContainedServer(TCPServer):
       on for ever (not reported): `_Exchange`.
     - A send to a peer that has gone returns at once, so that a loop of sends holds the process
       for ever (not reported): `_Exchange`.
+    - An application's last send starts the idle timer, behind the disconnect: one that takes that
+      for its end, as quart does, cancels the start, and nothing closes the idle connection, not
+      even the end of the server (not reported): `protocol_send`.
     - A reader parked between pipelined requests is never woken when the connection breaks (not
       reported): `_reading`.
     - A WebSocket message is stored before it is measured, and the peer is read on afterwards
@@ -240,9 +303,11 @@ class ContainedServer(TCPServer):
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, RawData):
             await self._write(event.data)
-        elif isinstance(event, Closed) or not self._reading.cancel_called:
+        elif isinstance(event, Closed):
             await super().protocol_send(event)
-        # else no idle timer is started for a connection that has ended
+        elif not self._reading.cancel_called:  # no idle timer for a connection that has ended
+            with trio.CancelScope(shield=True):  # waits for no peer and no application
+                await super().protocol_send(event)
 
     async def _write(self, data: bytes) -> None:
         """Write, or drop the transport.

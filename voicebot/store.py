@@ -21,7 +21,7 @@ from math import inf
 from typing import Any, Final
 
 from voicebot.call_record import FINAL_STATUSES, CallRecord, Direction
-from voicebot.errors import CallRefused
+from voicebot.errors import CallRefused, Draining
 from voicebot.record import joined
 
 #: Is told a record that has changed, and which turns of it are new or different.
@@ -218,14 +218,19 @@ class Lines:
         self._expire(now)
         return len(self._lines)
 
+    def busy_until(self, now: float) -> float:
+        """Return when the last line is free by itself; infinity while a call is live."""
+        self._expire(now)
+        return max((line.expires for line in self._lines.values()), default=now)
+
     def dial(self, now: float, hold_s: float) -> str:
         """Take a line for an outbound call that has no CallSid yet; return its key.
 
         Raises:
-            CallRefused: no line is free, or the lines are closed.
+            CallRefused: no line is free; `Draining`: the lines are closed.
         """
         if self.closed:
-            raise CallRefused("the server is shutting down; try another or later")
+            raise Draining("the server is shutting down; try another or later")
         if self.taken(now) >= self.limit:
             raise CallRefused(f"all {self.limit} lines are busy; try again later")
         key = f"dial-{secrets.token_hex(8)}"
@@ -242,11 +247,20 @@ class Lines:
         """Return a token for another stream of a call whose last one has ended.
 
         Only for a call that went away and comes back; as `mint`, also where it is asked twice.
+        It is no new call, so closed lines are open to it.
         """
         self._past.pop(call_sid, None)
-        return self.mint(call_sid, account_sid, outbound=True, now=now)
+        return self.mint(call_sid, account_sid, outbound=True, now=now, renewed=True)
 
-    def mint(self, call_sid: str, account_sid: str, *, outbound: bool, now: float) -> str | None:
+    def mint(
+        self,
+        call_sid: str,
+        account_sid: str,
+        *,
+        outbound: bool,
+        now: float,
+        renewed: bool = False,
+    ) -> str | None:
         """Return the token of a call, the same for the same call; None if no line is free."""
         self._expire(now)
         line = self._lines.get(call_sid)
@@ -254,7 +268,7 @@ class Lines:
             return line.token
         if call_sid in self._past:
             return self._past[call_sid]
-        if line is None and self.closed:
+        if line is None and self.closed and not renewed:
             return None
         # A caller gets a line that nobody holds. An answered call has its own, but under a dial
         # key as long as Twilio's reply to the dialling is on its way; so only tokens count.

@@ -2,7 +2,7 @@
 
 One object per process, shared by the webhooks, the calls API and the media path. It decides and
 records; it does not serve. Synchronous: each decision is one step, so no two requests can take
-the same line.
+the same line. Only who lets the server drain waits here, for the last call.
 
 Twilio is known by its signature over the *configured* public URL, never over what the request
 says of its own host. Without a Twilio account only a direct loopback request gets in: the peer's
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -28,6 +28,7 @@ from voicebot import outbound, telephony, twiml
 from voicebot.call_record import FINAL_STATUSES, STATUSES, CallRecord
 from voicebot.config import Settings
 from voicebot.errors import CallRefused
+from voicebot.floor import Bell
 from voicebot.idempotency import Idempotency
 from voicebot.metrics import Metrics
 from voicebot.onward import Onward
@@ -72,16 +73,38 @@ class Switchboard:
         self.onward = Onward()
         self.idempotency = Idempotency()
         self.tollgate = Tollgate(settings, self.metrics, self.store.process)
+        self._freed = Bell()  # rings when a call may have been the last
         self._asked: dict[str, OutboundCall] = {}  # by the key of its line, then by CallSid
 
     def drain(self) -> None:
-        """Take no new call from now on. One that was dialled or has its token may come in."""
+        """Take no new call from now on. One that is dialled, has its token or is away may come."""
         self.lines.closed = True
 
     @property
     def draining(self) -> bool:
         """Whether `drain` was called."""
         return self.lines.closed
+
+    def busy_until(self) -> float:
+        """Return until when calls need this process if nothing happens: live, expected, away.
+
+        On the Trio clock; infinity for a live one, and not later than now where there is none.
+        """
+        now = trio.current_time()
+        return max(self.lines.busy_until(now), self.onward.busy_until(now))
+
+    async def wait_idle(self) -> None:
+        """Wait until no call needs this process any more; at once where none does."""
+        await self._wait_beyond(self.busy_until)
+
+    async def wait_hung_up(self) -> None:
+        """Wait until no line is taken. Who is away is not waited for."""
+        await self._wait_beyond(lambda: self.lines.busy_until(trio.current_time()))
+
+    async def _wait_beyond(self, busy_until: Callable[[], float]) -> None:
+        while (until := busy_until()) > trio.current_time():
+            with trio.move_on_at(until):
+                await self._freed.wait()
 
     # --- Twilio's requests
 
@@ -140,7 +163,7 @@ class Switchboard:
         """Take a line for a call that is to be placed; return the key of both.
 
         Raises:
-            CallRefused: no line is free, or the server is draining.
+            CallRefused: no line is free; `Draining`: the server takes no more.
         """
         hold_s = DIAL_HOLD_S - outbound.RING_TIMEOUT_S + call.ring_timeout_s
         key = self.lines.dial(trio.current_time(), hold_s)
@@ -159,18 +182,21 @@ class Switchboard:
         """Free what `dial` took, unless the call has been named."""
         self.lines.release(key)
         self._asked.pop(key, None)
+        self._freed.ring()
 
     def asked(self, call_sid: str) -> OutboundCall | None:
         """Return what was asked of a call that this process has placed and is not over."""
         return self._asked.get(call_sid)
 
-    def answer(self, scope: Scope, form: Form, key: str = "") -> str:
+    def answer(self, scope: Scope, form: Form, key: str = "", *, turned_away: bool = False) -> str:
         """Return the TwiML for a call that an admitted webhook announces.
 
         The same webhook again gets the same answer, with the same token.
 
         Args:
             key: of `dial`, for a call that this server has placed.
+            turned_away: by another server that drains. If this one does as well, that is the end:
+                two that name each other would send the caller to and fro.
 
         Raises:
             BadRequest: the form does not say which call.
@@ -183,12 +209,18 @@ class Switchboard:
         self.answered_by(call_sid, who)
         if who.startswith(MACHINES) and not (asked and asked.voicemail):
             self.lines.release(call_sid)
+            self._freed.ring()
             return twiml.hang_up_twiml()
         is_ours = record.direction == "outbound"
         token = self.lines.mint(call_sid, account_sid, outbound=is_ours, now=trio.current_time())
         if token is None:
             log.warning("call_turned_away", extra={"call_sid": call_sid, "draining": self.draining})
-            return twiml.busy_twiml()
+            if not self.draining:
+                return twiml.busy_twiml()
+            if not self.settings.drain_to or turned_away or is_ours:
+                return twiml.sorry_twiml()
+            url = self.settings.drain_to.rstrip("/") + telephony.VOICE_PATH
+            return twiml.redirect_twiml(f"{url}?{telephony.TURNED_AWAY_ARGUMENT}=1")
         log.info("call_answered", extra={"call_sid": call_sid, "pii_from": record.from_})
         return self._stream_twiml(scope, token)
 
@@ -211,6 +243,7 @@ class Switchboard:
         if ending.outcome is Outcome.PRESSING_KEYS:
             self.onward.sent(call_sid)
             return self._back(scope, form, str(ending.arguments["digits"]))
+        self.onward.asked(call_sid)
         whisper = None
         if ending.arguments.get("summary"):
             whisper = self._public(f"{telephony.WHISPER_PATH}?call={call_sid}")
@@ -224,7 +257,9 @@ class Switchboard:
         """Return the TwiML for a call that was put through: the end, or back if nobody answered."""
         call_sid, status = _sid(form, "CallSid"), _text(form, "DialCallStatus")
         log.info("put_through", extra={"call_sid": call_sid, "dial_status": status})
-        if not self.onward.dialled(call_sid, status):
+        back = self.onward.dialled(call_sid, status)
+        self._freed.ring()
+        if not back:
             return twiml.hang_up_twiml()
         return self._back(scope, form)
 
@@ -276,6 +311,8 @@ class Switchboard:
         if status in FINAL_STATUSES:
             self.lines.release(call_sid, unused_only=True)
             self._asked.pop(call_sid, None)
+            self.onward.over(call_sid)
+            self._freed.ring()
 
     def take_stream_status(self, form: Form) -> None:
         """Record a stream status callback. Raises as `answer`."""
@@ -285,6 +322,7 @@ class Switchboard:
         if event in {"stream-error", "stream-stopped"}:
             log.info(event.replace("-", "_"), extra={"call_sid": call_sid, "error": error})
             self.lines.release(call_sid, unused_only=True)
+            self._freed.ring()
 
     def redeem(self, token: str, call_sid: str, account_sid: str) -> None:
         """Let the stream of a call in, once.
@@ -299,8 +337,11 @@ class Switchboard:
         """Hold the line and the record of a call while its engine runs."""
         told = dict(parameters or {})
         told.pop(twiml.TOKEN_PARAMETER, None)  # it is no news to anybody, and a secret
-        with self.lines.held(call_sid), self.store.live(call_sid, wall_clock, told):
-            yield
+        try:
+            with self.lines.held(call_sid), self.store.live(call_sid, wall_clock, told):
+                yield
+        finally:
+            self._freed.ring()
 
     def _open(self, form: Form, status: str) -> CallRecord:
         return self.store.open(

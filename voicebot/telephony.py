@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PROVIDER: Final = "twilio"
 VOICE_PATH: Final = "/twilio/voice"
+TURNED_AWAY_ARGUMENT: Final = "turned_away"  # of `VOICE_PATH`: another server drains
 STATUS_PATH: Final = "/twilio/status"
 STREAM_STATUS_PATH: Final = "/twilio/stream-status"
 STREAM_PATH: Final = "/twilio/stream"

@@ -77,6 +77,21 @@ def hang_up_twiml() -> str:
     return str(response)
 
 
+def redirect_twiml(url: str) -> str:
+    """Return TwiML that has another server answer the call."""
+    response = VoiceResponse()
+    response.redirect(url, method="POST")
+    return str(response)
+
+
+def sorry_twiml() -> str:
+    """Return TwiML for a caller whom this server can take no more."""
+    response = VoiceResponse()
+    response.say("I am sorry, we cannot take your call now. Please call again in a few minutes.")
+    response.hangup()
+    return str(response)
+
+
 def busy_twiml() -> str:
     """Return TwiML for a caller that no line is free for."""
     response = VoiceResponse()

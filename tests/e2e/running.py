@@ -39,8 +39,8 @@ class Server:
     settings: Settings
     shutdown: trio.Event
 
-    def drain(self) -> None:
-        """Do what SIGTERM does."""
+    def stop(self) -> None:
+        """Close the port under whoever is there: the last thing that signals do."""
         self.app.board.drain()
         self.shutdown.set()
 
@@ -69,7 +69,7 @@ class Server:
 async def open_server(
     environ: Mapping[str, str], open_service: http.OpenService = service.open_service
 ) -> AsyncGenerator[Server]:
-    """Serve with these settings while the block runs, and drain at its end."""
+    """Serve with these settings while the block runs, and stop at its end."""
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="voicebot-e2e-"))
         settings = load({"VOICEBOT_DATABASE_URL": f"sqlite:///{folder}/calls.db", **environ})
@@ -82,7 +82,7 @@ async def open_server(
                 cast("ASGIFramework", app),
                 host="127.0.0.1",
                 port=0,
-                drain_s=settings.drain_s,
+                grace_s=settings.drain_s,
                 shutdown=shutdown,
                 send_deadline_s=settings.send_deadline_s,
             )

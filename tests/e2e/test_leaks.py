@@ -296,7 +296,7 @@ async def start_again(phone: Phone) -> None:
 async def drain(phone: Phone) -> None:
     server = phone.scene.server
     if server is not None and not server.shutdown.is_set():
-        server.drain()
+        server.stop()
         for other in phone.scene.phones:
             phone.scene.over(other.identity.call_sid, DRAIN_S)
 
