@@ -85,7 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     new.set_defaults(run=_new)
 
     stand_ins = commands.add_parser(
-        "standins", help="local stand-ins for Deepgram, Groq and Twilio's REST API"
+        "standins",
+        help="local stand-ins for Deepgram, Groq and Twilio's REST API",
+        description="Serve Deepgram, Groq and Twilio's REST API on this machine, on the true wire "
+        "protocol, until Ctrl-C; `voicebot standins > .env` in the folder of `voicebot serve`. "
+        "They try the wire and not the bot: sounds are recognised as the same set sentences, "
+        "answers repeat them, calls are placed and not answered.",
     )
     standins.add_arguments(stand_ins)
     stand_ins.set_defaults(run=standins.main)
