@@ -140,6 +140,7 @@ async def test_command_passes_a_good_bot_and_writes_the_report(
     out = capsys.readouterr().out
     assert status == 0, out
     assert "verdict: PASS" in out
+    assert "no interruption at" not in out
     report = json.loads((tmp_path / "out" / "timeline.json").read_text())
     assert report["interruptions"][0]["clears"] == 1
     assert (tmp_path / "out" / "timeline.txt").read_text() in out
@@ -161,6 +162,19 @@ async def test_command_passes_a_good_bot_and_writes_the_report(
     # Another server need not have records, and none is needed for the verdict.
     assert record[0] == f"GET /calls/{form['CallSid']} HTTP/1.1"
     assert "what was said is not known" in out
+
+
+async def test_what_was_to_interrupt_and_met_silence_is_told(
+    tmp_path: Path, wavs: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = ToyServer(Habits(greeting_ms=300, reply_ms=400))
+
+    await simulated(server, tmp_path, wavs("stop.wav", 400), "--interrupt-after", "900")
+
+    out = capsys.readouterr().out
+    assert "no interruption at" in out
+    assert "stop.wav: the bot was silent by then" in out
+    assert "\ninterruption at" not in out
 
 
 async def test_command_fails_a_bot_without_clear(

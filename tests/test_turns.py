@@ -404,7 +404,7 @@ def test_a_provider_that_never_says_the_end_is_not_waited_for() -> None:
 
 
 def test_a_sound_for_which_the_provider_has_no_words_is_refuted() -> None:
-    caller = Caller("provider").bot(active=True).hear(True, 0.3).hear(False, 0.5)
+    caller = Caller("provider").bot(active=True).hear(True, 0.3).hear(False, 0.3)
     assert NO not in caller.take()
     caller.hear(False, 0.2)
     assert caller.take() == [NO]

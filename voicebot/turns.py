@@ -46,7 +46,9 @@ class Interruption:
     # silent anyway, and a reply given up for a noise never comes back.
     confirm_ms: int = 0
     duck_db: float = 15.0  # well under the caller, and still there
-    resume_ms: int = 600  # a provider's words arrive within this after the sound
+    # A provider's words arrive within this after the ears have let go, which is 0.3 s behind the
+    # sound; words that come later stop the bot again.
+    resume_ms: int = 360
     overtalk_ms: int = 400  # voice that goes on after a turn's end; the ears release in 140 ms
     # A backchannel this shortly before the end of the reply answers it.
     answer_ms: int = 1_500

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final, assert_never
 
 from voicebot.audio import BYTES_PER_MS
-from voicebot.simulator.caller import REPLY_GAP_MS
+from voicebot.simulator.caller import REPLY_GAP_MS, InterruptAfter
 from voicebot.simulator.happenings import Clear, Echo, Happening, Mark, Media, Warned
 from voicebot.simulator.loudness import sounds
 from voicebot.simulator.recording import Recording
@@ -153,7 +153,8 @@ def as_text(recording: Recording, verdict: Verdict) -> str:
     rows += [
         f"{at_ms / 1000:9.3f}  {who:6}  {what}" for at_ms, who, what in _rows(_events(recording))
     ]
-    return "\n".join([*rows, "", *_verdict_lines(verdict)]) + "\n"
+    lines = [*_no_interruptions(recording, verdict), *_verdict_lines(verdict)]
+    return "\n".join([*rows, "", *lines]) + "\n"
 
 
 def _rows(events: list[dict[str, Any]]) -> Iterator[tuple[float, str, str]]:
@@ -202,6 +203,19 @@ def _describe(event: dict[str, Any]) -> str:
             return "hangs up" + (f", close code {event['code']}" if event.get("code") else "")
         case name:
             return str(name).replace("_", " ")
+
+
+def _no_interruptions(recording: Recording, verdict: Verdict) -> Iterator[str]:
+    """Say which utterances were to interrupt the bot and met its silence."""
+    for spoken in recording.spoken:
+        if isinstance(spoken.utterance.when, InterruptAfter) and not any(
+            spoken.start_ms <= interruption.onset_ms <= spoken.end_ms
+            for interruption in verdict.interruptions
+        ):
+            yield (
+                f"no interruption at {spoken.start_ms / 1000:.2f} s, {spoken.utterance.name}: the "
+                "bot was silent by then; its answer must be longer than --interrupt-after"
+            )
 
 
 def _verdict_lines(verdict: Verdict) -> Iterator[str]:
