@@ -65,7 +65,8 @@ def onset(tables: str) -> list[Row]:
 def policies(tables: str) -> list[Row]:
     """Return how long the bot talks over the caller, and what a "mm-hm" costs, by policy."""
     row = (
-        r"^\| ((?:resume|duck|commit)[^|]*?) \| ([\d.]+) [^|]+\|[^|]+\| ([^|]+) \|[^|]+\| (.+) \|$"
+        r"^\| ((?:resume|duck|commit)[^|]*?) \| ([\d.]+) [^|]+\| ([^|]+) \|"
+        r"[^|]+\|[^|]+\|[^|]+\| (.+) \|$"
     )
     rows = []
     for name, lost, gap, over in re.findall(row, tables, re.M):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import json
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -334,25 +336,30 @@ def ask_once(database: Database, key: str, limits: Outbound) -> str:
     return ""
 
 
-def ask_often(url: str, process: int, limits: Outbound, put: Callable[[list[str]], None]) -> None:
-    database = open_database(url)
-    put([ask_once(database, f"{process}-{number}", limits) for number in range(10)])
+def ask_often(url: str, process: str) -> list[str]:
+    """Ask ten times. What another program does in the test below."""
+    database, limits = open_database(url), only(minutes_per_day=70)
+    answers = [ask_once(database, f"{process}-{number}", limits) for number in range(10)]
     database.engine.dispose()
+    return answers
 
 
 def test_two_processes_on_one_database_agree(database_url: str) -> None:
-    limits = only(minutes_per_day=70)
-    spawn = multiprocessing.get_context("spawn")  # as two servers are: nothing is shared
-    queue: Any = spawn.Queue()
+    program = (
+        "import json, sys; from tests.test_allowance import ask_often; "
+        "print(json.dumps(ask_often(*sys.argv[1:])))"
+    )
     processes = [
-        spawn.Process(target=ask_often, args=(database_url, number, limits, queue.put))
-        for number in range(2)
+        subprocess.Popen(
+            [sys.executable, "-c", program, database_url, name],
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
     ]
-    for process in processes:
-        process.start()
-    answers = [*queue.get(timeout=30), *queue.get(timeout=30)]
-    for process in processes:
-        process.join(60)
+    told = [process.communicate(timeout=60)[0] for process in processes]
+    answers = [answer for text in told for answer in json.loads(text)]
     assert sorted(answers) == [*[""] * 7, *["minutes_per_day"] * 13]
 
 

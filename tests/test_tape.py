@@ -278,7 +278,7 @@ def test_a_call_in_pieces_is_the_call_as_it_was(
                 unproved += len(chunk)
         elif what == "echo":
             # It proves no more than has been played.
-            unplayed = sum(at + there_ms + back_ms > ours for at in naive.epoch_at)
+            unplayed = sum(at + there_ms + back_ms >= ours for at in naive.epoch_at)
             unproved = min(unproved, max(amount, unplayed))
             mixer.bot_played(unproved, delay)
         elif what == "cut":

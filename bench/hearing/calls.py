@@ -449,17 +449,17 @@ def print_policies(part: Part, seed: int, count: int) -> None:
         "commit": Interruption(policy="commit"),
     }
     print(
-        "| policy | replies lost % to mm-hm | to a voice without words | gap behind it ms "
-        "| interruption to verdict ms | bot over the caller ms |"
+        "| policy | replies lost % to mm-hm | gap behind it ms | to a voice without words "
+        "| gap ms | interruption to verdict ms | bot over the caller ms |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     for name, interruption in policies.items():
         setting = Setting(ears, interruption)
         rng = random.Random(seed)
         bot = bot_of(part, rng)
         noise = pink(np.random.default_rng(seed), 30.0)
         lost: dict[str, list[bool]] = {LISTENING: [], "": []}
-        gaps: list[float] = []
+        gaps: dict[str, list[float]] = {LISTENING: [], "": []}
         for clip in short:
             for text, fates in lost.items():
                 line, onset_ms = over(clip, rng, noise, 30.0, text=text)
@@ -470,7 +470,7 @@ def print_policies(part: Part, seed: int, count: int) -> None:
                 resumed = moments(call, "resumed", "ducked")
                 if resumed and not fates[-1]:
                     end_ms = onset_ms - clip.onset_ms + clip.end_ms
-                    gaps.append(max(0.0, resumed[0] - end_ms))
+                    gaps[text].append(max(0.0, resumed[0] - end_ms))
         verdicts, talking = [], []
         for clip in long:
             line, onset_ms = over(clip, rng, noise, 30.0)
@@ -484,8 +484,8 @@ def print_policies(part: Part, seed: int, count: int) -> None:
                 talking.append(20.0 * sum(audio.dbov(block) > -50 for block in blocks))
         print(
             f"| {name} | {most(sum(lost[LISTENING]), len(lost[LISTENING]))} "
-            f"| {most(sum(lost['']), len(lost['']))} | {median_p95(gaps)} "
-            f"| {median_p95(verdicts)} | {median_p95(talking)} |"
+            f"| {median_p95(gaps[LISTENING])} | {most(sum(lost['']), len(lost['']))} "
+            f"| {median_p95(gaps[''])} | {median_p95(verdicts)} | {median_p95(talking)} |"
         )
 
 

@@ -36,6 +36,7 @@ _EXCUSED: Final = {
     Outcome.PROTOCOL_ERROR: {"protocol error"},
     Outcome.CANCELLED: {"drain"},
     Outcome.NO_RECOGNITION: {"recogniser"},
+    Outcome.NO_CALLER: {"recogniser"},  # deaf from the start, as if nobody had spoken
     Outcome.NO_SPEECH: {"voice"},
     Outcome.NO_ANSWERS: {"chat"},
 }
