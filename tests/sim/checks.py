@@ -352,12 +352,13 @@ def _answered(held: Held) -> Iterator[str]:
     if held.conversation.faults & {"recogniser"}:
         return
     answers = [t for t in held.call.summary.turns if last.split()[-1] in t.caller.split()]
-    if not answers:
-        yield "stuck: the caller's last words were not taken"
-        return
     # A row of slow tools may take longer than this caller waits, and so may an answer to keys that
-    # were pressed before: they are a turn of their own.
+    # were pressed before: they are a turn of their own, in which the call may end.
     keys = any("[pressed" in turn.caller for turn in held.call.summary.turns)
+    if not answers:
+        if not keys:
+            yield "stuck: the caller's last words were not taken"
+        return
     excused = answers[-1].tools or keys or held.conversation.faults & {"voice", "stalls"}
     if not any(t.heard for t in answers) and not excused:
         yield "stuck: the caller's last words were not answered"
