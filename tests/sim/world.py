@@ -68,6 +68,9 @@ class Held:
     def ended_early(self) -> bool:
         """Whether something ended the call before the caller had said everything."""
         gave_up = self.call.summary.outcome in {Outcome.NO_ANSWERS, Outcome.NO_SPEECH}
+        # Or would have: the caller has hung up on the last words.
+        last = self.call.summary.turns[-1:]
+        gave_up |= any(turn.generated == self.conversation.plan.trouble for turn in last)
         return gave_up or any(done.act.what in ENDS for done in self.done)
 
     def trace(self) -> str:
