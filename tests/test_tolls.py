@@ -175,6 +175,12 @@ def test_digits_behind_a_costly_number_do_not_make_it_cheap(
         assert refusal(EVERYWHERE, number) != ""
 
 
+def test_a_costly_number_within_one_that_is_ordinary_and_too_long_is_costly() -> None:
+    # +81 60 1234567 follows its owner, and +81 60 12345670 is ordinary: which of them an exchange
+    # takes this for is its own affair.
+    assert refusal(EVERYWHERE, "+8160123456700") == "personal"
+
+
 @given(st.from_regex(r"\A\+[1-9][0-9]{6,14}\Z"))
 def test_every_number_is_answered_and_none_of_a_country_that_is_not_allowed(number: str) -> None:
     said = refusal(AT_HOME, number)

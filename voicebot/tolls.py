@@ -144,13 +144,15 @@ def _countries_of(number: str) -> tuple[str, ...]:
 
 
 def _kind(number: PhoneNumber) -> int:
-    """Return what kind a number is, or if that is not known, the longest that it begins with."""
-    digits = phonenumbers.national_significant_number(number)
+    """Return what kind a number is, or if that is not known, a costly one that it begins with."""
     kind = phonenumbers.number_type(number)
-    while kind == PhoneNumberType.UNKNOWN and len(digits) > _LEAST_DIGITS:
-        digits = digits[:-1]
-        begun = _parsed(f"+{number.country_code}{digits}")
-        kind = PhoneNumberType.UNKNOWN if begun is None else phonenumbers.number_type(begun)
+    if kind != PhoneNumberType.UNKNOWN:
+        return kind
+    digits = phonenumbers.national_significant_number(number)
+    for length in range(len(digits) - 1, _LEAST_DIGITS - 1, -1):
+        begun = _parsed(f"+{number.country_code}{digits[:length]}")
+        if begun is not None and (costly := phonenumbers.number_type(begun)) in _KINDS:
+            return costly
     return kind
 
 
