@@ -56,6 +56,7 @@ SEND_DEADLINE_S: Final = 5.0
 SILENCE_S: Final = 15.0
 # An application whose socket has gone may go on this long, to close providers and write records.
 LINGER_S: Final = 10.0
+TIMER_S: Final = 1.0  # to start or end a timer takes one step of the loop
 # Twice what the codec takes, so that the codec is the one to name a message just too long.
 MAX_MESSAGE_CHARS: Final = 2 * twilio.MAX_MESSAGE_CHARS
 # Whoever signals hypercorn's main process and its workers has done so by then; nobody who signals
@@ -306,7 +307,8 @@ class ContainedServer(TCPServer):
         elif isinstance(event, Closed):
             await super().protocol_send(event)
         elif not self._reading.cancel_called:  # no idle timer for a connection that has ended
-            with trio.CancelScope(shield=True):  # waits for no peer and no application
+            # Waits for no peer and no application; the bound is for what a new hypercorn may do.
+            with trio.move_on_after(TIMER_S, shield=True):
                 await super().protocol_send(event)
 
     async def _write(self, data: bytes) -> None:
