@@ -29,6 +29,7 @@ from werkzeug.datastructures import MultiDict
 
 from tests import databases
 from tests.twilio_rest import ACCOUNT_SID, CALL_SID, FakeTwilio, open_fake_twilio
+from voicebot import __version__
 from voicebot.archive import open_archive
 from voicebot.config import load
 from voicebot.database import Database, News, open_database
@@ -1135,3 +1136,33 @@ async def open_placing_service(board: Switchboard) -> AsyncGenerator[Service]:
         open_telephony(board.settings) as phone,
     ):
         yield Service(serve_media, phone, archive=archive)
+
+
+# The OpenAPI document
+
+
+async def test_every_route_is_in_the_document_and_no_other() -> None:
+    async with running() as service, service.client(LOCAL) as client:
+        document = (await client.get("/openapi.json")).json()
+        served = {
+            (re.sub(r"<(\w+)>", r"{\1}", rule.rule), method.lower())
+            for rule in service.app._quart.url_map.iter_rules()
+            for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        }
+    described = {
+        (path, method)
+        for path, item in document["paths"].items()
+        for method in item
+        if method != "parameters"
+    }
+    assert described == served
+    assert document["info"]["version"] == __version__
+
+
+async def test_a_host_that_is_none_is_the_peers_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    async with running() as service:
+        async with httpx.AsyncClient(base_url=service.url) as client:
+            answer = await client.get("/healthz", headers={"Host": "a" * 300})
+    assert answer.status_code == 400
+    assert "Host" in answer.json()["error"]["message"]
+    assert caplog.records == []

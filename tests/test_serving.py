@@ -597,32 +597,50 @@ async def test_drain_waits_for_a_live_websocket_and_takes_no_other() -> None:
                 assert nursery.child_tasks
 
 
+async def like_quart(receive: Receive, send: Send) -> None:
+    """Answer in a task that is cancelled once the disconnect is seen, whatever it is at."""
+    async with trio.open_nursery() as nursery:
+
+        async def answer() -> None:
+            headers = [(b"content-length", b"5")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"hello"})
+
+        nursery.start_soon(answer)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        nursery.cancel_scope.cancel()
+
+
+async def hello_from(stream: trio.SocketStream) -> None:
+    answer = b""
+    while not answer.endswith(b"hello"):
+        answer += await stream.receive_some()
+
+
 async def test_idle_connection_ends_with_the_server_although_its_application_was_cancelled() -> (
     None
 ):
-    async def like_quart(receive: Receive, send: Send) -> None:
-        async with trio.open_nursery() as nursery:
-
-            async def answer() -> None:
-                headers = [(b"content-length", b"5")]
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-                await send({"type": "http.response.body", "body": b"hello"})
-
-            nursery.start_soon(answer)
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            nursery.cancel_scope.cancel()
-
     with trio.fail_after(5):
         async with running(on_path("/quart", like_quart), grace_s=10) as port:
             stream = await trio.open_tcp_stream("127.0.0.1", port)
             await stream.send_all(b"GET /quart HTTP/1.1\r\nHost: a\r\n\r\n")
-            answer = b""
-            while not answer.endswith(b"hello"):
-                answer += await stream.receive_some()
+            await hello_from(stream)
             await trio.testing.wait_all_tasks_blocked(0.02)
         assert await stream.receive_some() == b""
         await stream.aclose()
+
+
+async def test_who_keeps_the_body_back_is_closed_behind_the_answer() -> None:
+    with trio.fail_after(5):
+        async with running(on_path("/quart", like_quart)) as port:
+            for _ in range(10):  # which of the two tasks is first is chance
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+                head = b"POST /quart HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
+                await stream.send_all(head)
+                await hello_from(stream)
+                assert await stream.receive_some() == b""
+                await stream.aclose()
 
 
 async def test_drain_ends_at_its_deadline() -> None:

@@ -69,7 +69,9 @@ def test_what_is_encoded_comes_back_however_it_is_cut(
     assert decode(*chunks) == events
 
 
-@pytest.mark.parametrize("line", [b"data: " + b"x" * 65_536 + b"\n", b"x" * 65_536])
+@pytest.mark.parametrize(
+    "line", [b"data: " + b"x" * 65_536 + b"\n", b"x" * 65_536, b"data:\n" * 65_536]
+)
 def test_endless_event_is_refused_before_it_fills_the_memory(line: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match="oversized_event"):
         decode(*[line] * (MAX_EVENT_BYTES // 65_536 + 1))

@@ -146,6 +146,19 @@ def test_a_second_start_is_fatal() -> None:
     assert (caught.value.kind, caught.value.close_code) == ("second_start", 1008)
 
 
+def test_what_is_out_of_order_neither_starts_nor_ends_a_stream() -> None:
+    stream = twilio.MediaStream()
+    stream.receive(STOP)  # number 5, before any start
+    early = stream.receive(START)
+    assert isinstance(early, twilio.Anomaly)
+    assert (early.kind, stream.start) == ("out_of_order", None)
+
+    stream = started()
+    late = stream.receive(changed(STOP, "sequenceNumber", "1"))
+    assert isinstance(late, twilio.Anomaly)
+    assert (late.kind, stream.ended) == ("out_of_order", False)
+
+
 @pytest.mark.parametrize("message", ["x" * 70_000, b"x" * 70_000])
 def test_an_oversized_message_is_fatal(message: str | bytes) -> None:
     with pytest.raises(RemoteProtocolError) as caught:

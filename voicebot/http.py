@@ -27,7 +27,7 @@ from typing import Any, Final, cast
 import trio
 from quart import Blueprint, Response, request, send_file
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadHost, HTTPException
 
 from voicebot import __version__, telephony, twiml
 from voicebot import log as log_setup
@@ -65,6 +65,7 @@ MOST_LISTED: Final = 1_000  # of 300 bytes and more each
 UNCERTAIN: Final = "a call may have been placed; look at GET /calls before trying again"
 KEEP_S: Final = 6  # for the database to take an answer; a little more than it has
 RETRY_AFTER_S: Final = 10  # a server that nobody is on the line of is back by then
+OPENAPI: Final = Path(__file__).with_name("openapi.json")  # all of these routes
 NOTED: Final[tuple[str, int, dict[str, str]]] = ("", 204, {})
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,10 @@ class App:
         elif scope["type"] == "websocket":
             await self._serve_websocket(scope, receive, send)
         else:
-            await self._quart(scope, receive, send)  # type: ignore[arg-type]  # its scope type is hypercorn's
+            try:
+                await self._quart(scope, receive, send)  # type: ignore[arg-type]  # its scope type is hypercorn's
+            except* BadHost:  # raised before quart has a context, which its error handlers need
+                await _refuse_host(send)
 
     async def drain(self, again: Callable[[], Awaitable[object]]) -> None:
         """Take no new call, and let those there are end; `again` waits for the next signal.
@@ -183,6 +187,13 @@ async def _fail_startup(exc: Exception, receive: Receive, send: Send) -> None:
     await send({"type": "lifespan.startup.failed", "message": f"voicebot cannot start:\n{text}"})
 
 
+async def _refuse_host(send: Send) -> None:
+    body = json.dumps(_error(400, "the Host header is no host")[0]).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
 async def _refuse_upgrade(scope: Scope, send: Send, status: int) -> None:
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008})
@@ -222,6 +233,8 @@ async def _http_error(exc: HTTPException) -> Reply:
 def _health(app: App) -> Blueprint:
     """`/healthz`: the process answers. `/readyz`: it takes calls, or says why not."""
     routes = Blueprint("health", __name__)
+    description = json.loads(OPENAPI.read_bytes())
+    description["info"]["version"] = __version__
 
     @routes.get("/")
     async def root() -> Reply:
@@ -233,6 +246,10 @@ def _health(app: App) -> Blueprint:
                 "calls": "GET /calls",
             },
         }, 200
+
+    @routes.get("/openapi.json")
+    async def openapi() -> Reply:
+        return description, 200
 
     @routes.get("/healthz")
     async def healthz() -> Reply:

@@ -57,6 +57,7 @@ SILENCE_S: Final = 15.0
 # An application whose socket has gone may go on this long, to close providers and write records.
 LINGER_S: Final = 10.0
 TIMER_S: Final = 1.0  # to start or end a timer takes one step of the loop
+CLOSE_S: Final = 1.0  # to close takes as little, but with TLS whose peer must answer
 # Twice what the codec takes, so that the codec is the one to name a message just too long.
 MAX_MESSAGE_CHARS: Final = 2 * twilio.MAX_MESSAGE_CHARS
 # Whoever signals hypercorn's main process and its workers has done so by then; nobody who signals
@@ -201,6 +202,8 @@ class ContainedServer(TCPServer):
     - An application's last send starts the idle timer, behind the disconnect: one that takes that
       for its end, as quart does, cancels the start, and nothing closes the idle connection, not
       even the end of the server (not reported): `protocol_send`.
+    - In the same way it cancels the close behind an answer that came before the request's body,
+      and whoever keeps the body back has the connection for ever (not reported): `protocol_send`.
     - A reader parked between pipelined requests is never woken when the connection breaks (not
       reported): `_reading`.
     - A WebSocket message is stored before it is measured, and the peer is read on afterwards
@@ -305,7 +308,8 @@ class ContainedServer(TCPServer):
         if isinstance(event, RawData):
             await self._write(event.data)
         elif isinstance(event, Closed):
-            await super().protocol_send(event)
+            with trio.move_on_after(CLOSE_S, shield=True):
+                await super().protocol_send(event)
         elif not self._reading.cancel_called:  # no idle timer for a connection that has ended
             # Waits for no peer and no application; the bound is for what a new hypercorn may do.
             with trio.move_on_after(TIMER_S, shield=True):

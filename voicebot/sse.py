@@ -70,7 +70,7 @@ class Decoder:
         value = value.removeprefix(" ")
         if field == "data":
             self._data.append(value)
-            self._size += len(value)
+            self._size += len(value) + 1  # its line end: without it, empty lines are free
         elif field == "event":
             self._name = value
         return None

@@ -170,12 +170,16 @@ class MediaStream:
         elif name == "start":
             if self.start is not None:
                 raise RemoteProtocolError("second_start")
-            event = self.start = self._read_start(fields)
+            event = self._read_start(fields)
+            self._check_sequence(fields)
+            self.start = event
+            return event
         elif name == "stop":
             if self.ended:
                 return Anomaly("after_stop", "stop")
+            self._check_sequence(fields)
             self.ended = True
-            event = Stop()
+            return Stop()
         elif name == "connected":
             if self.start is not None:
                 return Anomaly("late_connected")

@@ -104,8 +104,11 @@ async def dial(server: str, account: Account) -> Answer:
     headers = account.signature(public_url, form)
     try:
         with trio.fail_after(WEBHOOK_S):
-            # trust_env: a proxy of the environment is not meant for the server under test.
-            async with httpx.AsyncClient(trust_env=False, timeout=WEBHOOK_S) as client:
+            # trust_env: a proxy of the environment is not meant for the server under test. verify:
+            # to read the certificates that TLS trusts takes 0.05 s.
+            async with httpx.AsyncClient(
+                trust_env=False, timeout=WEBHOOK_S, verify=url.startswith("https")
+            ) as client:
                 response = await client.post(url, data=form, headers=headers)
     except trio.TooSlowError as exc:
         raise CallRefused(f"{url}: no answer within {WEBHOOK_S:.0f} s") from exc

@@ -111,7 +111,7 @@ class Pipe(Generic[ItemT]):
         self._batch = batch_ms / 1000
         self._started = started
         self._stalls = sorted((started + at_s, started + at_s + s) for at_s, s in network.stalls)
-        self._random = random.Random(f"{network.seed} {name}")
+        self._random = random.Random(f"{network.seed} {name}")  # nosec B311  # no secret: replayed
         self._items: deque[tuple[float, ItemT]] = deque()
         self._last = -math.inf
 
@@ -157,7 +157,7 @@ class MarkFaults:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._random = random.Random(f"{network.seed} marks")
+        self._random = random.Random(f"{network.seed} marks")  # nosec B311  # as above
         self._none = not any(getattr(network, chance) for chance in _CHANCES)
 
     def echoes(self, name: str) -> list[tuple[float, str]]:
