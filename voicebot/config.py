@@ -217,6 +217,11 @@ class Settings(BaseSettings):
     send_deadline_s: Annotated[float, Field(gt=0, le=60)] = Field(
         5.0, description="a socket that takes no byte for this long is dropped, and its call ends"
     )
+    ready_lag_ms: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        100,
+        description="with something in each of five seconds later than this /readyz says 503, "
+        "so that new calls go elsewhere: at 200 ms callers hear gaps. 0: never",
+    )
     spare_connections: Annotated[int, Field(ge=0, le=16)] = Field(
         2,
         description="connections to each of Groq and Deepgram's speech that are ready beyond "

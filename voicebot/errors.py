@@ -133,6 +133,24 @@ class ReplyCut(ProviderError):
         super().__init__(provider, f"the answer was cut off: {reason}")
 
 
+def kind_of(error: ProviderError) -> str:
+    """Return what kind of failure it is, in one of a few words: for counting."""
+    match error:
+        case ProviderTimeout():
+            return "timeout"
+        case ReplyCut():
+            return "cut"
+        case RequestTooLong():
+            return "too_long"
+        case ProviderRejected(status=429):
+            return "rate_limited"
+        case ProviderRejected(status=401 | 402 | 403):
+            return "not_allowed"  # key, credit or permission: no try of anybody helps
+        case ProviderRejected(status=status):
+            return "server_error" if status >= 500 else "rejected"
+    return "broken" if error.retryable else "failed"
+
+
 class CallRefused(VoicebotError):
     """A call is not taken or not placed; the message says why and what to do."""
 

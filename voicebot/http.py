@@ -91,6 +91,7 @@ class App:
         self.board = board
         self.service: Service | None = None
         self._open_service = open_service
+        board.metrics.build.info({"version": __version__})
         self._quart = _create_quart(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -247,6 +248,9 @@ def _health(app: App) -> Blueprint:
             reason = "starting or stopped"
         elif app.board.draining:
             reason = "draining"
+        elif app.service.is_slow():
+            # Those who are on the line stay; one more would be heard by all of them.
+            reason = "too slow: see loop_held in the log, and VOICEBOT_READY_LAG_MS"
         lines = app.board.lines.taken(trio.current_time())
         body = {"ready": reason is None, "lines_taken": lines, "lines": app.board.lines.limit}
         return (body, 200) if reason is None else ({**body, "reason": reason}, 503)
