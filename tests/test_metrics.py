@@ -120,7 +120,12 @@ def test_requests_to_providers_by_what_became_of_them() -> None:
 
 def test_stages_of_a_response_add_up_to_it() -> None:
     metrics = Metrics()
-    times = {"fell": 2.9, "first_text": 3.5, "first_audio": 3.7, "first_media": 3.71}
+    times: dict[str, Any] = {
+        "fell": 2.9,
+        "first_text": 3.5,
+        "first_audio": 3.7,
+        "first_media": 3.71,
+    }
     turn = TurnRecord(1, "hello", 3.0, **times)
     # A second request for the same turn is for what comes after its tools.
     asked = (request("llm", first=3.3), request("tts", first=3.7), request("llm", first=9.0))
@@ -136,7 +141,12 @@ def test_stages_of_a_response_add_up_to_it() -> None:
 
 def test_a_guess_that_was_thought_before_the_turn_took_no_time_in_it() -> None:
     metrics = Metrics()
-    times = {"fell": 2.9, "first_text": 3.4, "first_audio": 3.4, "first_media": 3.41}
+    times: dict[str, Any] = {
+        "fell": 2.9,
+        "first_text": 3.4,
+        "first_audio": 3.4,
+        "first_media": 3.41,
+    }
     turn = TurnRecord(1, "hello", 3.4, **times)
     metrics.call_over(replace(summary(turns=(turn,)), requests=(request("llm", first=3.1),)))
     found = samples(metrics)
@@ -146,7 +156,7 @@ def test_a_guess_that_was_thought_before_the_turn_took_no_time_in_it() -> None:
 
 def test_audio_and_queues_of_a_call() -> None:
     metrics = Metrics()
-    counts = {
+    counts: dict[str, float] = {
         **{"media_in": 500, "media_out": 40, "sent_ms": 4_000, "discarded_ms": 150, "clears": 1},
         **{"underruns": 2, "underrun_ms": 90, "gap_ms": 40, "unrecognised_ms": 20},
     }

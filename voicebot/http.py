@@ -267,7 +267,11 @@ def _metrics(board: Switchboard) -> Blueprint:
         refused = _check_key(board.settings)
         if refused is not None:
             return refused
-        return board.metrics.text(), 200, {"Content-Type": CONTENT_TYPE}
+        parts = []
+        for part in board.metrics.parts():
+            parts.append(part)
+            await trio.lowlevel.checkpoint()  # calls go on meanwhile
+        return b"".join(parts), 200, {"Content-Type": CONTENT_TYPE}
 
     return routes
 

@@ -1,0 +1,248 @@
+"""What is seen of calls from outside: the log, without content, and the metrics."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.running import PUBLIC_URL, open_server, recorded
+from voicebot import log
+from voicebot.simulator.call import Script, Utterance, WhenSilent, run_call
+from voicebot.simulator.dial import CALLED, CALLER, Account, dial, open_line
+from voicebot.standins import Standins, open_standins
+from voicebot.standins.groq import Reply, ToolCall
+from voicebot.standins.twilio import ACCOUNT_SID, AUTH_TOKEN
+
+SAID = "tango whisky foxtrot 4929 1234"
+ANSWERED = "Sierra hotel uniform."
+PROMPT = "Your secret word is zulu."
+KEY = "planted-key-of-the-calls-api"
+
+
+@pytest.fixture
+def output() -> Iterator[io.StringIO]:
+    """The whole log at DEBUG, as `voicebot serve` writes it."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    stream = io.StringIO()
+    log.configure("DEBUG", stream=stream)
+    yield stream
+    root.handlers[:] = before
+    root.setLevel(level)
+    logging.getLogger("voicebot").setLevel(logging.NOTSET)
+
+
+def caller(words: int = 1) -> Script:
+    name = "hello-world"
+    return Script(
+        tuple(Utterance(f"{name}-{n}", recorded(name), WhenSilent()) for n in range(words))
+    )
+
+
+# Those whose answers, or what they make of ours, quote what was said.
+FAULTS = [
+    ("", ""),
+    ("chat", "400-tool-use-failed"),
+    ("chat", "malformed-json"),
+    ("chat", "error-event"),
+    ("listen", "malformed-json"),
+    ("speak", "empty"),
+]
+
+
+async def test_the_log_holds_nothing_that_was_said_nor_who_said_it(output: io.StringIO) -> None:
+    tokens: list[str] = []
+
+    async def hold(where: str, fault: str) -> None:
+        async with open_standins(texts=(SAID,) * 9, replies=[ANSWERED] * 9) as standins:
+            environ = {
+                **standins.environment(),
+                "PUBLIC_URL": PUBLIC_URL,
+                "TWILIO_FROM_NUMBER": "+12025550199",
+                "VOICEBOT_GREETING": "Kilo, who is it?",
+                "VOICEBOT_PROMPT": PROMPT,
+                "VOICEBOT_API_KEY": KEY,
+            }
+            async with open_server(environ) as server:
+                if where:
+                    standins.inflict(where, fault)
+                answer = await dial(server.url, server.account)
+                tokens.extend(answer.identity.parameters.values())
+                async with open_line(server.url, answer.stream_url, server.account) as line:
+                    await run_call(line, caller(), answer.identity)
+                await server.wait_idle()
+                async with httpx.AsyncClient(trust_env=False) as client:
+                    bearer = {"Authorization": f"Bearer {KEY}"}
+                    await client.get(f"{server.url}/calls", headers=bearer)
+                    call = {"to": "+12025550123", "metadata": {"name": "Quebec"}}
+                    await client.post(f"{server.url}/calls", json=call, headers=bearer)
+
+    with trio.fail_after(90):
+        async with trio.open_nursery() as nursery:
+            for where, fault in FAULTS:
+                nursery.start_soon(hold, where, fault)
+
+    text = output.getvalue()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert sum(line["event"] == "call_ended" for line in lines) == len(FAULTS)
+    assert sum(line["event"] == "provider_failed" for line in lines) >= len(FAULTS) - 1
+    assert all(line.get("call_sid") for line in lines if line["event"] in {
+        "call_ended", "provider_failed", "call_answered", "stream_closed", "thinking_failed",
+    })  # fmt: skip
+    assert all("turn" in line for line in lines if line["event"] == "thinking_failed")
+    assert tokens
+    numbers = [CALLER[1:], CALLED[1:], "2025550123", "2025550199"]
+    words = ["tango", "whisky", "4929", "sierra", "uniform", "zulu", "kilo", "quebec"]
+    secrets = [AUTH_TOKEN, standins_key(), KEY, *tokens]
+    found = {secret for secret in (*numbers, *secrets) if secret in text}
+    assert found | {word for word in words if word in text.lower()} == set()
+
+
+def standins_key() -> str:
+    from voicebot.standins import API_KEY
+
+    return API_KEY
+
+
+BOT = """\
+import time
+
+from voicebot import Bot, tool
+
+
+@tool()
+async def look_up(name: str) -> str:
+    \"\"\"Look a guest up.
+
+    Args:
+        name: of the guest
+    \"\"\"
+    time.sleep(0.6)  # as whoever forgets that there is only one loop
+    return "There is one."
+
+
+bot = Bot("You are brief.", "Hello.", tools=[look_up])
+"""
+
+
+@asynccontextmanager
+async def served(environ: dict[str, str], errors: Path) -> AsyncGenerator[str]:
+    """Run `voicebot serve --bot bot.py` as a process, with its log in a file; give its URL."""
+    command = [sys.executable, "-m", "voicebot", "serve", "--port", "0", "--bot", "bot.py"]
+    with errors.open("wb") as stderr:
+        async with trio.open_nursery() as nursery:
+            process: trio.Process = await nursery.start(
+                partial(
+                    trio.run_process,
+                    command,
+                    env={**os.environ, **environ},
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    check=False,
+                )
+            )
+            assert process.stdout is not None
+            said = ""
+            while not (ready := re.search(r"ready on (http://\S+)\n", said)):
+                data = await process.stdout.receive_some()
+                assert data, said
+                said += data.decode()
+            yield ready[1]
+            process.terminate()
+
+
+async def scraped(url: str) -> dict[str, float]:
+    """Return each sample of `/metrics` by name and labels."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        answer = await client.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"})
+    assert answer.status_code == 200
+    found = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+async def test_a_served_call_is_in_the_metrics_and_who_holds_the_loop_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    await (trio.Path(tmp_path) / "bot.py").write_text(BOT)
+    root = str(Path(__file__).parents[2])
+    replies: list[str | Reply] = [
+        Reply(tool_calls=(ToolCall("look_up", '{"name": "Ann"}'),)),
+        "One. Good bye.",
+    ]
+    with trio.fail_after(90):
+        async with open_standins(texts=("is Ann there",) * 4, replies=replies) as standins:
+            environ = {
+                **environment(standins),
+                "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+            }
+            async with served(environ, tmp_path / "log") as url:
+                before = await scraped(url)
+                account = Account(ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL)
+                answer = await dial(url, account)
+                async with open_line(url, answer.stream_url, account) as line:
+                    await run_call(line, caller(), answer.identity)
+                over = "voicebot_calls_total{direction=inbound,outcome=hung_up}"
+                while (await scraped(url)).get(over) != 1:  # noqa: ASYNC110  # another process
+                    await trio.sleep(0.05)
+                await trio.sleep(0.1)
+                found = await scraped(url)
+
+    assert before["voicebot_calls_live"] == 0
+    assert before["voicebot_lines"] > 0
+    assert found["voicebot_calls_started_total{direction=inbound}"] == 1
+    assert found["voicebot_calls_live"] == found["voicebot_leaked_tasks"] == 0
+    assert found["voicebot_turns_total"] >= 2
+    assert found["voicebot_response_seconds_count"] >= 1
+    for stage in ("end_of_turn", "first_token", "first_piece", "first_audio", "first_media"):
+        assert found[f"voicebot_response_stage_seconds_count{{stage={stage}}}"] >= 1
+    for part, provider in (("stt", "deepgram-stt"), ("llm", "groq"), ("tts", "deepgram-tts")):
+        labels = f"part={part},provider={provider}"
+        assert found[f"voicebot_provider_requests_total{{{labels}}}"] >= 1
+        assert found[f"voicebot_provider_latency_seconds_count{{{labels},stage=accepted}}"] >= 1
+        assert (
+            found[f"voicebot_provider_breaker_open{{part={part},place=1,provider={provider}}}"] == 0
+        )
+    assert found["voicebot_media_messages_total{direction=in}"] > 50
+    assert found["voicebot_bot_audio_seconds_total{fate=heard}"] > 0.1
+    assert found["voicebot_queue_peak_seconds_count{queue=socket}"] == 1
+    assert found["voicebot_loop_lag_seconds_count"] > before["voicebot_loop_lag_seconds_count"]
+    assert found["voicebot_loop_held_total"] >= 1
+    assert found["process_resident_memory_bytes"] > 1e6
+
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    held = held_by_tool(lines)
+    assert held["held_ms"] >= 400
+    assert held["call_sid"] == answer.identity.call_sid
+    assert re.fullmatch(r"bot\.py:\d+ look_up", held["at"][0])
+
+
+def environment(standins: Standins) -> dict[str, str]:
+    return {**standins.environment(), "PUBLIC_URL": PUBLIC_URL, "VOICEBOT_API_KEY": KEY}
+
+
+def held_by_tool(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    found = [
+        line for line in lines if line["event"] == "loop_held" and line["task"] == "tool look_up"
+    ]
+    assert found, [line for line in lines if line["event"] == "loop_held"]
+    return found[0]
