@@ -62,3 +62,13 @@ def test_a_traceback_stays_in_its_line(output: io.StringIO) -> None:
 
     [line] = lines(output)
     assert "ValueError: wrong" in str(line["traceback"])
+
+
+def test_a_line_of_a_turn_says_which(output: io.StringIO) -> None:
+    token = whose.turn.set(0)
+    logging.getLogger("voicebot.x").info("said")
+    whose.turn.reset(token)
+    logging.getLogger("voicebot.x").info("said")
+    logging.getLogger("voicebot.x").info("turn_over", extra={"turn": 7})  # what is told wins
+
+    assert [line.get("turn") for line in lines(output)] == [0, None, 7]

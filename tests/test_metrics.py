@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from voicebot.errors import (
+    KINDS,
     ProviderError,
     ProviderRejected,
     ProviderTimeout,
@@ -246,3 +247,15 @@ def test_every_name_is_as_prometheus_wants_it() -> None:
 )
 def test_failures_are_counted_by_a_few_kinds(error: ProviderError, kind: str) -> None:
     assert kind_of(error) == kind
+    assert kind in KINDS
+
+
+def test_what_has_not_happened_yet_is_shown_as_none() -> None:
+    """Prometheus sees no increase in a series that begins at one: the first crash, for example."""
+    found = samples(Metrics())
+    assert found["voicebot_calls_total{direction=inbound,outcome=crashed}"] == 0
+    assert found["voicebot_calls_turned_away_total{reason=busy}"] == 0
+    metrics = Metrics()
+    metrics.request_over(request("llm"))
+    failures = "voicebot_provider_failures_total{kind=timeout,part=llm,provider=groq}"
+    assert samples(metrics)[failures] == 0

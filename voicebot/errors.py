@@ -23,6 +23,7 @@ a call and not an error.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 
 class VoicebotError(Exception):
@@ -131,6 +132,13 @@ class ReplyCut(ProviderError):
     def __init__(self, provider: str, reason: str) -> None:
         self.reason = reason
         super().__init__(provider, f"the answer was cut off: {reason}")
+
+
+#: What `kind_of` returns.
+KINDS: Final = (
+    *("timeout", "cut", "too_long", "rate_limited", "not_allowed", "server_error", "rejected"),
+    *("broken", "failed"),
+)
 
 
 def kind_of(error: ProviderError) -> str:

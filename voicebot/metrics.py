@@ -24,7 +24,8 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from voicebot.record import CallSummary, Part, ProviderRequest, TurnRecord
+from voicebot.errors import KINDS
+from voicebot.record import CallSummary, Outcome, Part, ProviderRequest, TurnRecord
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 #: What queues in a call: audio for the recogniser, speech not sent yet, a message for the socket.
@@ -115,6 +116,7 @@ class Metrics:
             "part", "provider", "stage",
         )  # fmt: skip
         self._breakers: dict[Part, Breakers] = {}
+        self._providers: set[tuple[Part, str]] = set()
 
         # Audio.
         self._media = counter("media_messages", "Messages with audio", "direction")
@@ -165,6 +167,18 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """Show what has not happened yet: of a series that begins at one no increase is seen."""
+        for direction in ("inbound", "outbound"):
+            self._started.labels(direction)
+            for outcome in Outcome:
+                self._calls.labels(outcome.value, direction)
+        for reason in ("busy", "draining"):
+            self.turned_away.labels(reason)
+        for verdict in ("meant", "not_meant", "undecided"):
+            self._barge_ins.labels(verdict)
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(f"voicebot_{name}", what, labels, registry=self._registry)
@@ -242,6 +256,10 @@ class Metrics:
     def request_over(self, request: ProviderRequest) -> None:
         """Take a request to a provider."""
         labels = (request.part, request.provider)
+        if labels not in self._providers:
+            self._providers.add(labels)
+            for kind in KINDS:
+                self._failures.labels(*labels, kind)
         self._requests.labels(*labels).inc()
         if request.again:
             self._retries.labels(*labels).inc()

@@ -22,6 +22,7 @@ from voicebot.hooks import Hooks, open_hooks
 from voicebot.metrics import Metrics
 from voicebot.nursery import run_call
 from voicebot.onward import KEPT
+from voicebot.otel import Traces, open_traces
 from voicebot.parting import Ending
 from voicebot.parts import open_ports, open_tongues
 from voicebot.phrases import open_phrases
@@ -85,6 +86,7 @@ async def open_service(board: Switchboard, bot: Bot | None = None) -> AsyncGener
                 board.metrics,
             )
         )
+        traces = await stack.enter_async_context(open_traces(board.settings, board.metrics))
         phone = None
         if board.settings.telephony:
             phone = await stack.enter_async_context(telephony.open_telephony(board.settings))
@@ -111,7 +113,9 @@ async def open_service(board: Switchboard, bot: Bot | None = None) -> AsyncGener
         threads = trio.CapacityLimiter(THREADS)
         hooks = await stack.enter_async_context(open_hooks(bot, threads, board.metrics.hook_failed))
         board.metrics.hooks_waiting.set_function(lambda: hooks.waiting)
-        calls = _Calls(board, ports, plan, phone, bot, brain is not None, hooks, threads, recorder)
+        calls = _Calls(
+            board, ports, plan, phone, bot, brain is not None, hooks, threads, recorder, traces
+        )
         yield Service(
             serve_media=calls.serve_media,
             telephony=phone,
@@ -166,6 +170,7 @@ class _Calls:
         hooks: Hooks,
         threads: trio.CapacityLimiter,
         recorder: Recorder | None,
+        traces: Traces | None,
     ) -> None:
         self._board = board
         self._ports = ports
@@ -176,6 +181,7 @@ class _Calls:
         self._hooks = hooks
         self._threads = threads
         self._recorder = recorder
+        self._traces = traces
         self._remotes: dict[str, Remote] = {}  # of live calls
         self._tasks: dict[str, trio.lowlevel.Task] = {}  # that run them
         board.metrics.calls_live.set_function(lambda: len(self._remotes))
@@ -228,6 +234,8 @@ class _Calls:
                     def record(summary: CallSummary) -> None:
                         self._board.store.summarise(sid, summary.as_json())
                         self._board.metrics.call_over(summary, call.direction)
+                        if self._traces is not None:
+                            self._traces.call_over(summary, call.direction)
                         hooks.end(summary)
 
                     def turn_over(turn: TurnRecord) -> None:
