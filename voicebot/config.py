@@ -137,7 +137,7 @@ class Settings(BaseSettings):
         "PUBLIC_URL", default="", why="https://… under which Twilio reaches this server"
     )
 
-    otel_endpoint: str = _named(
+    otel_exporter_otlp_endpoint: str = _named(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         default="",
         why="http(s)://host:4318 of a collector that takes traces by OTLP over HTTP; empty: none "
@@ -440,8 +440,8 @@ def _contradictions(settings: Settings) -> list[str]:
             "postgresql://USER:PASSWORD@HOST/NAME, or empty"
         )
     problems += _check_url("TWILIO_API_URL", settings.twilio_api_url)
-    if settings.otel_endpoint:
-        problems += _check_url("OTEL_EXPORTER_OTLP_ENDPOINT", settings.otel_endpoint)
+    if settings.otel_exporter_otlp_endpoint:
+        problems += _check_url("OTEL_EXPORTER_OTLP_ENDPOINT", settings.otel_exporter_otlp_endpoint)
     problems += _check_url("DEEPGRAM_URL", settings.deepgram_url)
     problems += _check_url("GROQ_BASE_URL", settings.groq_base_url)
     if settings.deepgram_fallback_api_key.get_secret_value() and not settings.deepgram:

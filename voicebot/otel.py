@@ -93,7 +93,7 @@ async def open_traces(settings: Settings, metrics: Metrics) -> AsyncGenerator[Tr
     Owns: the task that makes spans, and the SDK's thread that sends them. Both end with the
         block, or `FLUSH_S` later.
     """
-    if not settings.otel_endpoint:
+    if not settings.otel_exporter_otlp_endpoint:
         yield None
         return
     traces = Traces(_open_provider(settings), metrics)
@@ -126,7 +126,7 @@ def _open_provider(settings: Settings) -> TracerProvider:
     )
     # Not at exit: the service ends it, within its bound.
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    endpoint = f"{settings.otel_endpoint.rstrip('/')}/v1/traces"
+    endpoint = f"{settings.otel_exporter_otlp_endpoint.rstrip('/')}/v1/traces"
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     return provider
 

@@ -21,6 +21,9 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.running import PUBLIC_URL, open_server, recorded
+from tests.servers import open_http_server
+from tests.test_alerts import names_exported, names_used
+from tests.test_otel import accept, installed, received
 from voicebot import log
 from voicebot.simulator.call import Script, Utterance, WhenSilent, run_call
 from voicebot.simulator.dial import CALLED, CALLER, Account, dial, open_line
@@ -166,8 +169,8 @@ async def served(environ: dict[str, str], errors: Path) -> AsyncGenerator[str]:
             process.terminate()
 
 
-async def scraped(url: str) -> dict[str, float]:
-    """Return each sample of `/metrics` by name and labels."""
+async def scraped(url: str) -> tuple[dict[str, float], str]:
+    """Return each sample of `/metrics` by name and labels, and the text."""
     async with httpx.AsyncClient(trust_env=False) as client:
         answer = await client.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"})
     assert answer.status_code == 200
@@ -176,7 +179,7 @@ async def scraped(url: str) -> dict[str, float]:
         for sample in family.samples:
             labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
             found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
-    return found
+    return found, answer.text
 
 
 async def test_a_served_call_is_in_the_metrics_and_who_holds_the_loop_in_the_log(
@@ -190,22 +193,26 @@ async def test_a_served_call_is_in_the_metrics_and_who_holds_the_loop_in_the_log
         "One. Good bye.",
     ]
     with trio.fail_after(90):
-        async with open_standins(texts=("is Ann there",) * 4, replies=replies) as standins:
+        async with (
+            open_http_server(accept) as collector,
+            open_standins(texts=("is Ann there",) * 4, replies=replies) as standins,
+        ):
             environ = {
                 **environment(standins),
+                **({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url} if installed else {}),
                 "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
             }
             async with served(environ, tmp_path / "log") as url:
-                before = await scraped(url)
+                before, _ = await scraped(url)
                 account = Account(ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL)
                 answer = await dial(url, account)
                 async with open_line(url, answer.stream_url, account) as line:
                     await run_call(line, caller(), answer.identity)
                 over = "voicebot_calls_total{direction=inbound,outcome=hung_up}"
-                while (await scraped(url)).get(over) != 1:  # noqa: ASYNC110  # another process
+                while (await scraped(url))[0].get(over) != 1:  # noqa: ASYNC110  # another process
                     await trio.sleep(0.05)
                 await trio.sleep(0.1)
-                found = await scraped(url)
+                found, text = await scraped(url)
 
     assert before["voicebot_calls_live"] == 0
     assert before["voicebot_lines"] > 0
@@ -228,6 +235,15 @@ async def test_a_served_call_is_in_the_metrics_and_who_holds_the_loop_in_the_log
     assert found["voicebot_loop_lag_seconds_count"] > before["voicebot_loop_lag_seconds_count"]
     assert found["voicebot_loop_held_total"] >= 1
     assert found["process_resident_memory_bytes"] > 1e6
+
+    assert names_used() - names_exported(text) == set()
+
+    if installed:
+        names = [span.name for _, span in received(collector.exchanges)]
+        assert names.count("voicebot.call") == 1
+        assert {"voicebot.turn", "execute_tool look_up", "speech_to_text deepgram-stt"} <= set(
+            names
+        )
 
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     held = held_by_tool(lines)
