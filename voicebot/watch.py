@@ -42,8 +42,9 @@ _PAUSES: Final = 1_000  # of the garbage collector, between two beats
 _MISSED: Final = 3_000  # beats of a hold that are counted: a minute
 _PACKAGE: Final = Path(__file__).parent
 _LIBRARIES: Final = tuple(
-    {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, "<frozen"} - {""}
+    sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+_INSTALLED: Final = frozenset({"site-packages", "dist-packages"})  # wherever else
 
 
 class Lateness:
@@ -244,7 +245,10 @@ def left_of_calls(calls: Iterable[tuple[trio.lowlevel.Task, float | None]], now:
 
 def is_ours(file: str) -> bool:
     """Return whether a file is of this package or of a bot, and not of a library."""
-    return Path(file).is_relative_to(_PACKAGE) or not file.startswith(_LIBRARIES)
+    path = Path(file)
+    if path.is_relative_to(_PACKAGE):
+        return True
+    return not (file.startswith((*_LIBRARIES, "<frozen")) or _INSTALLED & {*path.parts})
 
 
 def _line(frame: FrameType) -> str:
