@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 BARGE_INS: Final = 1_000  # kept of a call; somebody who interrupts every three seconds for an hour
 TIMELINE_LENGTH: Final = 5_000  # events kept; an hour of lively talk has 2,000
-REQUESTS: Final = 4_000  # kept of a call; an hour of lively talk has 1,500, one a sentence
+REQUESTS: Final = 2_000  # kept of a call; an hour of lively talk has 1,500, one a sentence
 
 #: What providers are asked for: to recognise, to answer, to speak.
 Part = Literal["stt", "llm", "tts"]

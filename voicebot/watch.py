@@ -94,7 +94,8 @@ class Watch:
         self._root = root
         self._thread = threading.get_ident()
         self._alive = time.monotonic()  # when the loop was last seen to run
-        self._found: deque[Holder] = deque(maxlen=_SAMPLES)  # since then
+        # Who was found, and at which `_alive`: the thread may be late with what it has found.
+        self._found: deque[tuple[float, Holder]] = deque(maxlen=_SAMPLES)
         self._over = threading.Event()
         self._pauses: deque[tuple[int, float]] = deque(maxlen=_PAUSES)
         self._pause_began = 0.0
@@ -109,7 +110,7 @@ class Watch:
             await trio.sleep_until(due)
             now = trio.current_time()
             late_s = now - due
-            self._alive = time.monotonic()
+            was_alive, self._alive = self._alive, time.monotonic()
             # A beat that was due while the loop was held is late as well, or a long hold would
             # count as little as a short one.
             due = max(due, now - _MISSED * BEAT_S)
@@ -119,24 +120,26 @@ class Watch:
                 due += BEAT_S
             due -= BEAT_S
             if late_s > HELD_S:
-                self._held(late_s)
+                self._held(late_s, was_alive)
             self._found.clear()
             while self._pauses:
                 generation, seconds = self._pauses.popleft()
                 self._metrics.gc_pause.labels(str(generation)).observe(seconds)
 
-    def _held(self, late_s: float) -> None:
+    def _held(self, late_s: float, was_alive: float) -> None:
         self._metrics.loop_held.inc()
         now = time.monotonic()
         if now - self._told_at < LOG_EVERY_S:
             self._untold += 1
             return
-        log.warning("loop_held", extra={**self._description(late_s), "more": self._untold})
+        extra = {**self._description(late_s, was_alive), "more": self._untold}
+        log.warning("loop_held", extra=extra)
         self._told_at, self._untold = now, 0
 
-    def _description(self, held_s: float) -> dict[str, Any]:
-        """Return who was at the loop most of the time."""
-        found = Counter(self._found)
+    def _description(self, held_s: float, alive: float) -> dict[str, Any]:
+        """Return who was at the loop most of the time since it was alive."""
+        # A copy in one step, for the other side goes on.
+        found = Counter(holder for at, holder in tuple(self._found) if at == alive)
         [(holder, seen)] = found.most_common(1) or [(Holder(None, None, ()), 0)]
         extra = {"held_ms": round(held_s * 1_000), "task": holder.task, "at": holder.lines}
         if holder.call_sid is not None:
@@ -156,10 +159,10 @@ class Watch:
             late_s = time.monotonic() - alive - BEAT_S
             if late_s < HELD_S / 2:
                 continue
-            self._found.append(self._look())
+            self._found.append((alive, self._look()))
             if late_s > HANGS_S and told != alive:
                 told = alive
-                log.error("loop_hangs", extra=self._description(late_s))
+                log.error("loop_hangs", extra=self._description(late_s, alive))
 
     def stop(self) -> None:
         """End `look_on`."""
