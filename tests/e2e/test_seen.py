@@ -24,12 +24,13 @@ from tests.e2e.running import PUBLIC_URL, open_server, recorded
 from tests.servers import open_http_server
 from tests.test_alerts import names_exported, names_used
 from tests.test_otel import accept, installed, received
-from voicebot import log
+from voicebot import Bot, log, service, tool
 from voicebot.simulator.call import Script, Utterance, WhenSilent, run_call
 from voicebot.simulator.dial import CALLED, CALLER, Account, dial, open_line
 from voicebot.standins import Standins, open_standins
 from voicebot.standins.groq import Reply, ToolCall
 from voicebot.standins.twilio import ACCOUNT_SID, AUTH_TOKEN
+from voicebot.watch import LEFT_S
 
 SAID = "tango whisky foxtrot 4929 1234"
 ANSWERED = "Sierra hotel uniform."
@@ -262,3 +263,32 @@ def held_by_tool(lines: list[dict[str, Any]]) -> dict[str, Any]:
     ]
     assert found, [line for line in lines if line["event"] == "loop_held"]
     return found[0]
+
+
+async def test_what_a_call_leaves_behind_is_in_the_metrics_until_it_has_gone() -> None:
+    gone = trio.Event()
+
+    @tool(idempotent=False)
+    async def hold_on() -> str:
+        """Hold on."""
+        with trio.CancelScope(shield=True):  # a bug in a tool
+            await gone.wait()
+        return "done"
+
+    bot = Bot("You are brief.", "Hello.", tools=[hold_on])
+    replies: list[str | Reply] = [Reply(tool_calls=(ToolCall("hold_on", "{}"),)), "Done."]
+    with trio.fail_after(60):
+        async with open_standins(texts=("hold on",) * 4, replies=replies) as standins:
+            opened = partial(service.open_service, bot=bot)
+            async with open_server(environment(standins), opened) as server:
+                await server.call(caller())
+                assert (await scraped(server.url))[0]["voicebot_leaked_tasks"] == 0  # not yet
+                await trio.sleep(LEFT_S + 0.5)
+                left, _ = await scraped(server.url)
+                gone.set()
+                await server.wait_idle()
+                after, _ = await scraped(server.url)
+
+    assert left["voicebot_leaked_tasks"] >= 3  # that of the socket, the tools' and the tool's
+    assert left["voicebot_calls_live"] == 1
+    assert after["voicebot_leaked_tasks"] == after["voicebot_calls_live"] == 0
