@@ -41,7 +41,7 @@ async def held(
         await trio.sleep(0.3)  # it lives on, as tasks of a call do
 
     async with open_watch(metrics, 0.0):
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # which names the task
             nursery.start_soon(task, name=name)
     records = [record for record in caplog.records if record.msg == "loop_held"]
     assert samples(metrics)["voicebot_loop_held_total"] >= 1
