@@ -637,6 +637,17 @@ async def test_health_of_a_running_server() -> None:
     assert (nowhere.status_code, "error" in nowhere.json()) == (404, True)
 
 
+async def test_a_server_whose_loop_is_slow_is_alive_but_not_ready() -> None:
+    async with running() as service:
+        assert service.app.service is not None
+        service.app.service = replace(service.app.service, is_slow=lambda: True)
+        async with service.client() as client:
+            assert (await client.get("/healthz")).status_code == 200
+            ready = await client.get("/readyz")
+    assert ready.status_code == 503
+    assert "VOICEBOT_READY_LAG_MS" in ready.json()["reason"]
+
+
 async def test_server_is_alive_but_not_ready_before_its_lifespan() -> None:
     app = create_app(load({}))  # with the real service, which is never opened
 

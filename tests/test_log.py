@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from voicebot import log
+from voicebot import log, whose
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def lines(stream: io.StringIO) -> list[dict[str, object]]:
 
 
 def test_an_event_is_one_line_with_its_values_and_its_call(output: io.StringIO) -> None:
-    token = log.call_sid.set("CA1")
+    token = whose.call_sid.set("CA1")
     logging.getLogger("voicebot.x").info("turn_ended", extra={"turn": 3})
-    log.call_sid.reset(token)
+    whose.call_sid.reset(token)
     logging.getLogger("voicebot.x").debug("not_shown")
     logging.getLogger("library").info("not_shown")
 
@@ -62,3 +62,13 @@ def test_a_traceback_stays_in_its_line(output: io.StringIO) -> None:
 
     [line] = lines(output)
     assert "ValueError: wrong" in str(line["traceback"])
+
+
+def test_a_line_of_a_turn_says_which(output: io.StringIO) -> None:
+    token = whose.turn.set(0)
+    logging.getLogger("voicebot.x").info("said")
+    whose.turn.reset(token)
+    logging.getLogger("voicebot.x").info("said")
+    logging.getLogger("voicebot.x").info("turn_over", extra={"turn": 7})  # what is told wins
+
+    assert [line.get("turn") for line in lines(output)] == [0, None, 7]

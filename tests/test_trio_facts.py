@@ -684,7 +684,7 @@ async def test_a_deadline_around_start_ends_with_started(autojump_clock: Clock) 
 
 
 async def test_a_task_inherits_the_context_of_who_starts_it() -> None:
-    # service.py: `log.call_sid` is set before the call starts its tasks, which all log with it.
+    # service.py: `whose.call_sid` is set before the call starts its tasks, which all log with it.
     call_sid: ContextVar[str] = ContextVar("call_sid", default="none")
     seen: list[str] = []
 

@@ -17,7 +17,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.servers import cancel_at_every_step
-from voicebot import log as log_setup
+from voicebot import whose
 from voicebot.deepgram_socket import DeepgramSocket
 from voicebot.deepgram_speech import MAX_CHARS, MAX_FLUSHES, WINDOW_S, closed
 from voicebot.errors import LocalProtocolError, ProviderError, ProviderRejected
@@ -486,7 +486,7 @@ async def test_socket_is_not_logged_as_of_the_call_that_opened_it(
     seen = []
 
     async def call(synthesizer: SocketSynthesizer) -> None:
-        log_setup.call_sid.set("CA1")
+        whose.call_sid.set("CA1")
         await speak(synthesizer)
 
     async with open_pretended() as (synthesizer, deepgram):
@@ -494,7 +494,7 @@ async def test_socket_is_not_logged_as_of_the_call_that_opened_it(
 
         @asynccontextmanager
         async def noted() -> AsyncGenerator[DeepgramSocket]:
-            seen.append(log_setup.call_sid.get())
+            seen.append(whose.call_sid.get())
             async with connect() as socket:
                 yield socket
 

@@ -137,6 +137,16 @@ class Settings(BaseSettings):
         "PUBLIC_URL", default="", why="https://… under which Twilio reaches this server"
     )
 
+    otel_exporter_otlp_endpoint: str = _named(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        default="",
+        why="http(s)://host:4318 of a collector that takes traces by OTLP over HTTP; empty: none "
+        "are made. Headers, time-outs and sampling: OpenTelemetry's own variables",
+    )
+    otel_service_name: str = _named(
+        "OTEL_SERVICE_NAME", default="voicebot", why="what traces are of"
+    )
+
     # Models.
     deepgram_stt_model: str = Field(
         "nova-3", description="speech to text: flux-… by v2 listen, everything else by v1"
@@ -216,6 +226,11 @@ class Settings(BaseSettings):
     )
     send_deadline_s: Annotated[float, Field(gt=0, le=60)] = Field(
         5.0, description="a socket that takes no byte for this long is dropped, and its call ends"
+    )
+    ready_lag_ms: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        100,
+        description="with something in each of five seconds later than this /readyz says 503, "
+        "so that new calls go elsewhere: at 200 ms callers hear gaps. 0: never",
     )
     spare_connections: Annotated[int, Field(ge=0, le=16)] = Field(
         2,
@@ -425,6 +440,8 @@ def _contradictions(settings: Settings) -> list[str]:
             "postgresql://USER:PASSWORD@HOST/NAME, or empty"
         )
     problems += _check_url("TWILIO_API_URL", settings.twilio_api_url)
+    if settings.otel_exporter_otlp_endpoint:
+        problems += _check_url("OTEL_EXPORTER_OTLP_ENDPOINT", settings.otel_exporter_otlp_endpoint)
     problems += _check_url("DEEPGRAM_URL", settings.deepgram_url)
     problems += _check_url("GROQ_BASE_URL", settings.groq_base_url)
     if settings.deepgram_fallback_api_key.get_secret_value() and not settings.deepgram:

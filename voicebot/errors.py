@@ -23,6 +23,7 @@ a call and not an error.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 
 class VoicebotError(Exception):
@@ -131,6 +132,31 @@ class ReplyCut(ProviderError):
     def __init__(self, provider: str, reason: str) -> None:
         self.reason = reason
         super().__init__(provider, f"the answer was cut off: {reason}")
+
+
+#: What `kind_of` returns.
+KINDS: Final = (
+    *("timeout", "cut", "too_long", "rate_limited", "not_allowed", "server_error", "rejected"),
+    *("broken", "failed"),
+)
+
+
+def kind_of(error: ProviderError) -> str:
+    """Return what kind of failure it is, in one of a few words: for counting."""
+    match error:
+        case ProviderTimeout():
+            return "timeout"
+        case ReplyCut():
+            return "cut"
+        case RequestTooLong():
+            return "too_long"
+        case ProviderRejected(status=429):
+            return "rate_limited"
+        case ProviderRejected(status=401 | 402 | 403):
+            return "not_allowed"  # key, credit or permission: no try of anybody helps
+        case ProviderRejected(status=status):
+            return "server_error" if status >= 500 else "rejected"
+    return "broken" if error.retryable else "failed"
 
 
 class CallRefused(VoicebotError):

@@ -18,10 +18,11 @@ from typing import Generic, Self, TypeVar
 import trio
 
 from voicebot import audio
-from voicebot.errors import ProviderError, ProviderTimeout, ReplyCut
+from voicebot.errors import ProviderError, ProviderTimeout, ReplyCut, kind_of
 from voicebot.plan import Timeouts
 from voicebot.ports import Chat, Message, Synthesizer, Tool, ToolCall
-from voicebot.tries import Alternatives, PartT
+from voicebot.record import ProviderRequest
+from voicebot.tries import Alternatives, PartT, name_of
 
 ItemT = TypeVar("ItemT")
 
@@ -29,16 +30,38 @@ ItemT = TypeVar("ItemT")
 OnFailure = Callable[[ProviderError, bool], None]
 
 
+class Witness:
+    """Is told of each request, synchronously. This one forgets."""
+
+    def asked(self, provider: object) -> ProviderRequest:
+        """Begin the record of a request."""
+        return ProviderRequest("tts", name_of(provider), None, 0.0)
+
+    def accepted(self, request: ProviderRequest) -> None:
+        """Note that the provider has taken it."""
+
+    def first(self, request: ProviderRequest) -> None:
+        """Note that something of the answer is there."""
+
+    def ended(self, request: ProviderRequest, failed: str = "") -> None:
+        """End the record; `failed` is one of `errors.kind_of`."""
+
+
 class FailoverChat:
     """`ports.Chat` of one call."""
 
     def __init__(
-        self, chats: Alternatives[Chat], timeouts: Timeouts, on_failure: OnFailure
+        self,
+        chats: Alternatives[Chat],
+        timeouts: Timeouts,
+        on_failure: OnFailure,
+        witness: Witness | None = None,
     ) -> None:
         self._chats = chats
         self._broke: tuple[Chat, ...] = ()  # off, in the middle of an answer: they may again
         self._timeouts = timeouts
         self._on_failure = on_failure
+        self._witness = witness or Witness()
 
     @asynccontextmanager
     async def open_reply(
@@ -53,6 +76,7 @@ class FailoverChat:
             lambda chat: chat.open_reply(messages, tools),
             self._on_failure,
             self._broke,
+            self._witness,
         )
         try:
             async with tries.open(timeouts.first_token_s, _Gaps(timeouts.token_gap_s)) as answer:
@@ -65,12 +89,17 @@ class FailoverVoice:
     """`ports.Synthesizer` of one call."""
 
     def __init__(
-        self, voices: Alternatives[Synthesizer], timeouts: Timeouts, on_failure: OnFailure
+        self,
+        voices: Alternatives[Synthesizer],
+        timeouts: Timeouts,
+        on_failure: OnFailure,
+        witness: Witness | None = None,
     ) -> None:
         self._voices = voices
         self._broke: tuple[Synthesizer, ...] = ()  # as for the model
         self._timeouts = timeouts
         self._on_failure = on_failure
+        self._witness = witness or Witness()
 
     @asynccontextmanager
     async def open_speech(self, text: str) -> AsyncGenerator[AsyncIterator[bytes]]:
@@ -83,6 +112,7 @@ class FailoverVoice:
             lambda voice: voice.open_speech(text),
             self._on_failure,
             self._broke,
+            self._witness,
         )
         gaps = _RealTime(timeouts.audio_gap_s)
         try:
@@ -138,7 +168,9 @@ class _Tries(Generic[PartT, ItemT]):
         ask: Callable[[PartT], AbstractAsyncContextManager[AsyncIterator[ItemT]]],
         on_failure: OnFailure,
         broke: tuple[PartT, ...],
+        witness: Witness,
     ) -> None:
+        self._witness = witness
         self.broke = broke  # who broke off, the last of them at the end
         self._until = trio.current_time() + patience_s
         self._tries = parts.tries(count, self._until, broke)
@@ -154,28 +186,36 @@ class _Tries(Generic[PartT, ItemT]):
         Raises:
             ProviderError: of the last try, or of the answer that broke off.
         """
+        again = False
         while True:
             part = self._tries.begin(trio.current_time())
             answer: _Answer[ItemT] | None = None
             error: ProviderError | None = None
+            cut = ""
+            request = self._witness.asked(part)
+            request.again = again
             try:
                 patience_s = min(first_s, self._until - trio.current_time())
                 with trio.fail_after(patience_s) as patience:
                     async with self._ask(part) as items:
+                        self._witness.accepted(request)
                         answer = _Answer(items, patience, gaps)
                         await answer.begin()
+                        if not answer.over:
+                            self._witness.first(request)
                         yield answer
                         patience.deadline = trio.current_time() + first_s  # for its close
                 return
             except trio.TooSlowError as exc:
                 if answer is not None and answer.over:
                     return  # all of it was given; only the close was late
-                late = ProviderTimeout(_name(part), "no answer in time")
+                late = ProviderTimeout(name_of(part), "no answer in time")
                 if answer is not None and answer.begun:
-                    late = ProviderTimeout(_name(part), "the answer stalled")
+                    late = ProviderTimeout(name_of(part), "the answer stalled")
                 late.__cause__ = exc
                 error = late
-            except ReplyCut:  # no failure: the model is at its end
+            except ReplyCut as exc:  # no failure: the model is at its end
+                cut = kind_of(exc)
                 raise
             except ProviderError as exc:
                 error = exc
@@ -184,6 +224,7 @@ class _Tries(Generic[PartT, ItemT]):
                 # user leaves, because the caller has interrupted, went well so far.
                 if error is None and answer is not None and answer.begun:
                     self._tries.worked()
+                self._witness.ended(request, cut if error is None else kind_of(error))
             now = trio.current_time()
             pause = self._tries.failed(error, now)
             self._on_failure(error, self._tries.opened)
@@ -192,6 +233,7 @@ class _Tries(Generic[PartT, ItemT]):
                 raise error
             if pause is None:
                 raise error
+            again = True
             await trio.sleep(pause)
 
 
@@ -236,7 +278,3 @@ class _Answer(Generic[ItemT]):
                 self._patience.deadline = math.inf
         self._gaps.taken(item, trio.current_time())
         return item
-
-
-def _name(part: object) -> str:
-    return getattr(part, "name", type(part).__name__)

@@ -49,6 +49,7 @@ class Hooks:
         self._threads = threads
         self._failed = failed
         self._running = 0
+        self._queues: set[trio.MemoryReceiveChannel[_Job]] = set()
         self._ended = Bell()
 
     @contextmanager
@@ -56,6 +57,7 @@ class Hooks:
         """Yield the hooks of one call. What it was told in the block is done behind it."""
         jobs, receive = trio.open_memory_channel[_Job](BEHIND)
         self._running += 1
+        self._queues.add(receive)
         self._nursery.start_soon(self._run, receive, name=f"hooks {call.call_sid}")
         with jobs:
             yield CallHooks(call, self, jobs)
@@ -66,6 +68,7 @@ class Hooks:
                 await self.run(name, patience_s, *arguments)
         finally:
             self._running -= 1
+            self._queues.remove(jobs)
             self._ended.ring()
 
     async def run(self, name: str, patience_s: float, *arguments: Any) -> None:
@@ -94,6 +97,11 @@ class Hooks:
         where = f"{code.co_filename}:{code.co_firstlineno}" if code else name
         extra = {"hook": name, "where": where, "patience_s": patience_s}
         log.warning("hook_late", extra=extra)
+
+    @property
+    def waiting(self) -> int:
+        """How many hooks are to run, of all calls."""
+        return sum(jobs.statistics().current_buffer_used for jobs in self._queues)
 
     async def idle(self) -> None:
         """Wait until nothing is left to do. Cancellation: safe."""

@@ -92,6 +92,7 @@ class App:
         self.board = board
         self.service: Service | None = None
         self._open_service = open_service
+        board.metrics.build.info({"version": __version__})
         self._quart = _create_quart(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -264,6 +265,9 @@ def _health(app: App) -> Blueprint:
             reason = "starting or stopped"
         elif app.board.draining:
             reason = "draining"
+        elif app.service.is_slow():
+            # Those who are on the line stay; one more would be heard by all of them.
+            reason = "too slow: see loop_held in the log, and VOICEBOT_READY_LAG_MS"
         lines = app.board.lines.taken(trio.current_time())
         body = {"ready": reason is None, "lines_taken": lines, "lines": app.board.lines.limit}
         return (body, 200) if reason is None else ({**body, "reason": reason}, 503)
@@ -280,7 +284,11 @@ def _metrics(board: Switchboard) -> Blueprint:
         refused = _check_key(board.settings)
         if refused is not None:
             return refused
-        return board.metrics.text(), 200, {"Content-Type": CONTENT_TYPE}
+        parts = []
+        for part in board.metrics.parts():
+            parts.append(part)
+            await trio.lowlevel.checkpoint()  # calls go on meanwhile
+        return b"".join(parts), 200, {"Content-Type": CONTENT_TYPE}
 
     return routes
 

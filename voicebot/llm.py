@@ -109,6 +109,7 @@ class GroqChat:
         max_completion_tokens: int = MAX_COMPLETION_TOKENS,
         warm: Callable[[], None] = lambda: None,
     ) -> None:
+        self.name, self.model = PROVIDER, model
         self.warm = warm  # says that a reply is to be expected
         # Loads the SDK's resources, which holds the loop for 90 ms: now and not in a call.
         self._create = client.chat.completions.with_raw_response.create

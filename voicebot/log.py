@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
-#: SID of the call that the current task belongs to; children inherit it when they are started.
-call_sid: Final[ContextVar[str | None]] = ContextVar("call_sid", default=None)
+from voicebot.whose import call_sid, turn
 
 _STANDARD: Final = frozenset(
     (*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime", "taskName")
@@ -39,6 +37,9 @@ class JsonLines(logging.Formatter):
         sid = call_sid.get()
         if sid is not None:
             entry["call_sid"] = sid
+        number = turn.get()
+        if number is not None:
+            entry["turn"] = number
         entry |= {
             name: value
             for name, value in vars(record).items()

@@ -36,7 +36,7 @@ from typing import Final, assert_never
 
 import trio
 
-from voicebot import audio, twilio
+from voicebot import audio, twilio, whose
 from voicebot.company import Company, waiting_tool
 from voicebot.dialog import Dialog
 from voicebot.errors import (
@@ -61,9 +61,17 @@ from voicebot.ports import (
     Transcript,
 )
 from voicebot.recognising import Recognising
-from voicebot.record import CallSummary, Journal, Moment, Outcome, ToolRecord, TurnRecord
+from voicebot.record import (
+    CallSummary,
+    Journal,
+    Moment,
+    Outcome,
+    ProviderRequest,
+    ToolRecord,
+    TurnRecord,
+)
 from voicebot.remote import Remote
-from voicebot.reply import Notes, OpenGuess, Reply
+from voicebot.reply import Asked, Notes, OpenGuess, Reply
 from voicebot.speakers import USUAL, Mouth, Speaking, switching_tool
 from voicebot.thinking import Piece, Think, Thinker
 from voicebot.toolbox import BROKEN_OFF, TOO_LATE, Run, Toolbox
@@ -114,6 +122,7 @@ async def run_call(
     on_end: Callable[[CallSummary], None] | None = None,
     on_turn: Callable[[TurnRecord], None] | None = None,
     watch: Callable[[Moment], None] | None = None,
+    on_request: Callable[[ProviderRequest], None] | None = None,
     resumption: Resumption | None = None,
     on_parting: Callable[[Ending], None] | None = None,
     remote: Remote | None = None,
@@ -129,6 +138,7 @@ async def run_call(
         on_turn: is given each turn once it is over, also when the call ends in it; synchronous,
             and quick. Tools of the turn may still be running.
         watch: is shown every event of the timeline as it happens; synchronous, and quick.
+        on_request: is given each request to a provider that is over; synchronous, and quick.
         resumption: what this stream goes on with; the bot begins then, with an answer.
         on_parting: is told what the bot has ended the stream for, before the socket is closed:
             Twilio asks for it then. Synchronous. Not called where it has hung up.
@@ -139,9 +149,10 @@ async def run_call(
 
     Owns: the call nursery. It ends when `_Call.end` is called or the call gets too long.
     """
-    call = _Call(socket, ports, plan, on_turn, watch, resumption)
+    call = _Call(socket, ports, plan, on_turn, watch, on_request, resumption)
     if remote is not None:
         remote.attach(call.leave_message, call.stop)
+        call.on_end = remote.over
     try:
         latest = call.began + plan.timeouts.call_s + plan.timeouts.parting_s
         with trio.move_on_at(latest) as length:
@@ -210,8 +221,10 @@ class _Call:
         plan: CallPlan,
         on_turn: Callable[[TurnRecord], None] | None,
         watch: Callable[[Moment], None] | None,
+        on_request: Callable[[ProviderRequest], None] | None,
         resumption: Resumption | None,
     ) -> None:
+        self.on_end: Callable[[float], None] = lambda now: None  # told when it begins to end
         self.outcome = Outcome.CANCELLED
         self._socket = socket
         self._ports = ports
@@ -219,7 +232,7 @@ class _Call:
         self._on_turn = on_turn
         before = resumption or Resumption((), 0, 0.0)
         self.began = trio.current_time() - before.elapsed_s
-        notes = Notes(Journal(self.began, watch, turns=before.turns))
+        notes = Notes(Journal(self.began, watch, turns=before.turns, on_request=on_request))
         self._journal, self._note, self._first = notes.journal, notes.note, notes.first
         self._floor = Floor()
         self._ledger = Ledger(plan.pacing)
@@ -242,8 +255,12 @@ class _Call:
         )
         rules = plan.timeouts.retrying
         self._chat = FailoverChat(
-            Alternatives.of(ports.chat, rules), plan.timeouts, self._provider_failed
+            Alternatives.of(ports.chat, rules),
+            plan.timeouts,
+            self._provider_failed,
+            Asked(notes, "llm"),
         )
+        self._asked_voice = Asked(notes, "tts")
         self._mouth = Mouth(self._speaking(USUAL))
         self._recognising = Recognising(
             self._recognisers_of(USUAL),
@@ -252,6 +269,7 @@ class _Call:
             notes,
             self._take,
             self._provider_failed,
+            Asked(notes, "stt"),
         )
         self.thinker = Thinker(
             self._mouth, self._chat, self._dialog, self._toolbox, self._floor, notes
@@ -259,6 +277,7 @@ class _Call:
         self._voicing = Voicing(self._mouth, self.thinker, self._ledger, self._turns, notes)
         self._company = Company(self._mouth, self._voicing.knows)
         self._framer = audio.Framer()
+        self._media_in = 0
         self._keypad = Keypad(plan.keys)
         self._tape = ports.tape
         self.writer = Writer(socket, self._ledger, ports.tape, plan.send_deadline_s, self.end)
@@ -287,6 +306,7 @@ class _Call:
         if not self.scope.cancel_called:
             self.outcome = outcome
             self.scope.cancel(reason=outcome.value)
+            self.on_end(trio.current_time())
 
     def summary(self) -> CallSummary:
         """Return what is known now."""
@@ -298,6 +318,8 @@ class _Call:
             turns=tuple(self._journal.turns),
             timeline=tuple(self._journal.timeline),
             barge_ins=tuple(self._journal.barge_ins),
+            requests=tuple(self._journal.requests),
+            peaks={**self._journal.peaks, "socket": round(self.writer.slowest_s, 3)},
             counts={
                 **self._journal.counts,
                 "gaps": self._framer.gaps,
@@ -305,6 +327,9 @@ class _Call:
                 "underruns": self._ledger.underruns,
                 "underrun_ms": round(self._ledger.underrun_s * 1_000),
                 "stale_marks": self._ledger.stale_marks,
+                "media_in": self._media_in,
+                "media_out": self.writer.messages,
+                "sent_ms": self.writer.bytes // audio.BYTES_PER_MS,
             },
         )
 
@@ -328,6 +353,7 @@ class _Call:
                         case twilio.Media(timestamp_ms, payload):
                             now = trio.current_time()
                             alive.deadline = now + timeout
+                            self._media_in += 1
                             self._ledger.caller_heard(timestamp_ms, now)
                             if self._tape is not None:
                                 hidden = self._keypad.hiding
@@ -480,7 +506,7 @@ class _Call:
         """Return how a speaker says what there is to say."""
         tongue, timeouts = self._tongues[name], self._plan.timeouts
         voices = Alternatives.of(tongue.synthesizer, timeouts.retrying)
-        voice = FailoverVoice(voices, timeouts, self._provider_failed)
+        voice = FailoverVoice(voices, timeouts, self._provider_failed, self._asked_voice)
         return Speaking(self._plan.speakers.get(name, self._plan), voice, tongue.canned)
 
     def _opener_of(self, name: str) -> OpenTranscriber | Alternatives[Recogniser]:
@@ -666,6 +692,7 @@ class _Call:
         meant, or when the guess was wrong; leaving it joins think and synth.
         """
         number = self._journal.next_turn
+        token = whose.turn.set(number)  # before a task is started: tasks inherit it
         record = TurnRecord(number, caller, 0.0)
         reply = Reply(record, guess, aside)
         if guess is None:
@@ -693,6 +720,9 @@ class _Call:
         finally:
             if reply.begun:
                 self._end_turn(reply)
+            else:
+                self._journal.asked_for_nothing(number)
+            whose.turn.reset(token)
         if not reply.begun:
             return False
         self._count_failure(reply)
@@ -803,6 +833,7 @@ class _Call:
                 self._toolbox.hurry(self._plan.timeouts.tool_grace_s)
 
     async def _run_tool(self, run: Run) -> None:
+        whose.turn.set(run.record.number)  # which it may outlive
         job, name = run.job, run.job.tool.name
         record = ToolRecord(name, job.arguments, self._note("tool", name=name))
         run.record.tools.append(record)

@@ -147,7 +147,7 @@ async def _open_speech(
 
         speech = await stack.enter_async_context(open_local_speech(settings.voice))
         voices.append(speech)
-        recognisers.append(Recogniser(speech.open_transcriber, "local"))
+        recognisers.append(Recogniser(speech.open_transcriber, "local", speech.name))
     return recognisers, voices
 
 
@@ -159,6 +159,7 @@ async def _open_deepgram(
     spares: int = 0,
 ) -> tuple[list[Recogniser], list[Synthesizer]]:
     """Open recognisers and voices of each key; the first voice is kept warm."""
+    from voicebot.deepgram import STT
     from voicebot.stt import open_transcriber
 
     recognisers: list[Recogniser] = []
@@ -176,7 +177,7 @@ async def _open_deepgram(
             connect_timeout_s=settings.timeouts.transcriber_connect_s,
             stall_s=settings.timeouts.transcriber_stall_s,
         )
-        recognisers.append(Recogniser(opener, "provider"))
+        recognisers.append(Recogniser(opener, "provider", STT))
     return recognisers, voices
 
 

@@ -135,6 +135,7 @@ class Recogniser:
 
     open: OpenTranscriber
     endpointing: Literal["provider", "local"]
+    name: str = "recogniser"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from typing import Literal
 
 import trio
 
-from voicebot.errors import ProviderError, ProviderTimeout
+from voicebot.errors import ProviderError, ProviderTimeout, kind_of
+from voicebot.failover import Witness
 from voicebot.floor import Bell
 from voicebot.ports import Final as FinalTranscript
 from voicebot.ports import Recogniser, Transcriber, Transcript
@@ -28,6 +29,7 @@ class Recognising:
         tries: openings in a row that may fail.
         heard: is given each transcript.
         failed: is told of each failure, and whether that recogniser is left alone now.
+        witness: is told of each stream.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Recognising:
         notes: Notes,
         heard: Callable[[Transcript], None],
         failed: Callable[[ProviderError, bool], None],
+        witness: Witness,
     ) -> None:
         self._recognisers = recognisers
         self._allowed = tries
@@ -45,6 +48,7 @@ class Recognising:
         self._journal, self._note = notes.journal, notes.note
         self._heard = heard
         self._failed = failed
+        self._witness = witness
         self._ring = Ring()
         self._fed = Bell()
         self._open = trio.CancelScope()  # around the recogniser that is open
@@ -53,6 +57,7 @@ class Recognising:
         """Queue for the recogniser; the oldest audio goes when it cannot keep up. Synchronous."""
         if lost_ms := self._ring.put(item):
             self._journal.count("unrecognised_ms", lost_ms)
+        self._journal.peak("recogniser", self._ring.waiting_s)
         self._fed.ring()
 
     def late(self) -> None:
@@ -70,20 +75,25 @@ class Recognising:
         recognisers = self._recognisers
         tries = recognisers.tries(allowed)
         pause: float | None = 0.0
+        again = False
         while pause is not None:
             await trio.sleep(pause)
             if recognisers is not self._recognisers:  # those of another language
                 recognisers = self._recognisers
                 tries = recognisers.tries(allowed)
             recogniser = tries.begin(trio.current_time())
+            request, failure = self._witness.asked(recogniser), ""
+            request.again = again
             try:
                 with trio.CancelScope() as self._open:
                     async with recogniser.open() as transcriber:
+                        self._witness.accepted(request)
                         self._hearing(recogniser.endpointing)
                         async with trio.open_nursery() as feed:  # owns the feed; ends on error
                             feed.start_soon(self._feed_from_ring, transcriber, recogniser)
                             while True:
                                 transcript = await transcriber.receive()
+                                self._witness.first(request)
                                 tries.worked(allowed)
                                 self._take(transcript)
                 if recognisers is self._recognisers:
@@ -92,10 +102,14 @@ class Recognising:
             except* ProviderError as errors:
                 now = trio.current_time()
                 error = _first(errors)
+                failure = kind_of(error)
                 pause = tries.failed(error, now)
                 self._journal.count("recogniser_failures")
                 self._note("recogniser_failed")
                 self._failed(error, tries.opened)
+            finally:
+                self._witness.ended(request, failure)
+            again = bool(failure)
             if lost_ms := self._ring.rewind():
                 self._journal.count("unrecognised_ms", lost_ms)
             self._hearing(None)

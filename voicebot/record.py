@@ -6,10 +6,14 @@ import enum
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 BARGE_INS: Final = 1_000  # kept of a call; somebody who interrupts every three seconds for an hour
 TIMELINE_LENGTH: Final = 5_000  # events kept; an hour of lively talk has 2,000
+REQUESTS: Final = 2_000  # kept of a call; an hour of lively talk has 1,500, one a sentence
+
+#: What providers are asked for: to recognise, to answer, to speak.
+Part = Literal["stt", "llm", "tts"]
 
 
 class Outcome(enum.Enum):
@@ -91,9 +95,31 @@ class TurnRecord:
     tools: list[ToolRecord] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class ProviderRequest:
+    """One try to have a provider do something. Times as in `TurnRecord`.
+
+    Of the recogniser it is the whole stream. In no database: it is for traces and metrics.
+    """
+
+    part: Part
+    provider: str
+    turn: int | None  # None: of no turn, as the recogniser's, or of a guess that was wrong
+    began: float
+    accepted: float | None = None  # the response's headers, or an open socket
+    first: float | None = None  # token, audio or words
+    ended: float | None = None
+    failed: str = ""  # one word of `errors.kind_of`; empty: it went well, or was not needed
+    model: str = ""  # the language model's name
+    again: bool = False  # because the one before has failed
+
+
 @dataclass(frozen=True, slots=True)
 class CallSummary:
-    """What is known of a call when it is over."""
+    """What is known of a call when it is over.
+
+    `peaks`: the most that queued, in seconds, by `metrics.QUEUES`.
+    """
 
     call_sid: str
     stream_sid: str
@@ -103,12 +129,15 @@ class CallSummary:
     timeline: tuple[Moment, ...]
     counts: dict[str, float]
     barge_ins: tuple[BargeIn, ...] = ()
+    requests: tuple[ProviderRequest, ...] = ()
+    peaks: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the summary as plain values for JSON. Holds what was said."""
+        """Return what is kept of it as plain values for JSON. Holds what was said."""
         # The timeline is most of it, and `asdict` would take milliseconds to copy it.
         timeline = [{"at": m.at, "what": m.what, "detail": m.detail} for m in self.timeline]
-        summary = asdict(replace(self, timeline=()))
+        summary = asdict(replace(self, timeline=(), requests=()))
+        del summary["requests"], summary["peaks"]
         return {**summary, "outcome": self.outcome.value, "timeline": timeline}
 
 
@@ -126,21 +155,29 @@ def joined(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[s
 class Journal:
     """Collects what happens in one call. Times are seconds since `began`.
 
-    `watch` is shown every event as it happens. `turns`: how many there were before, of a call
-    that goes on.
+    `watch` is shown every event as it happens, `on_request` every request to a provider that is
+    over. `turns`: how many there were before, of a call that goes on.
     """
 
     def __init__(
-        self, began: float, watch: Callable[[Moment], None] | None = None, *, turns: int = 0
+        self,
+        began: float,
+        watch: Callable[[Moment], None] | None = None,
+        *,
+        turns: int = 0,
+        on_request: Callable[[ProviderRequest], None] | None = None,
     ) -> None:
         self._began = began
         self._watch = watch
+        self._on_request = on_request
         self._before = turns
         self.turns: list[TurnRecord] = []
         self.barge_ins: list[BargeIn] = []
         self._barge_in = BargeIn(-1, 0.0, 0.0)  # the newest; before the first, nobody's
         self.timeline: deque[Moment] = deque(maxlen=TIMELINE_LENGTH)
         self.counts: dict[str, float] = {}
+        self.peaks: dict[str, float] = {}
+        self.requests: deque[ProviderRequest] = deque(maxlen=REQUESTS)
 
     @property
     def next_turn(self) -> int:
@@ -188,6 +225,36 @@ class Journal:
         """Note that the reply is being spoken on."""
         if self._barge_in.meant is False and self._barge_in.resumed is None:
             self._barge_in.resumed = self.since(now)
+
+    def asked(
+        self,
+        now: float,
+        part: Part,
+        provider: str,
+        turn: int | None,
+        model: str = "",
+    ) -> ProviderRequest:
+        """Begin the record of a request to a provider."""
+        request = ProviderRequest(part, provider, turn, self.since(now), model=model)
+        self.requests.append(request)
+        return request
+
+    def asked_for_nothing(self, turn: int) -> None:
+        """Note that the requests of a turn were for a guess, and that it was wrong."""
+        for request in self.requests:
+            if request.turn == turn:
+                request.turn = None
+
+    def answered(self, request: ProviderRequest, now: float, failed: str = "") -> None:
+        """End the record of a request."""
+        request.ended, request.failed = self.since(now), failed
+        if self._on_request is not None:
+            self._on_request(request)
+
+    def peak(self, queue: str, seconds: float) -> None:
+        """Note how much queues, or for how long."""
+        if seconds > self.peaks.get(queue, 0.0):
+            self.peaks[queue] = round(seconds, 3)
 
     def since(self, now: float) -> float:
         """Return a time as seconds since the call began."""

@@ -11,6 +11,7 @@ class Remote:
     def __init__(self) -> None:
         self._message = ""
         self._stopping = False
+        self.over_since: float | None = None  # since when the call ends, on the Trio clock
         self._leave: Callable[[str], None] | None = None
         self._stop: Callable[[], None] | None = None
 
@@ -28,6 +29,10 @@ class Remote:
         self._stopping = True
         if self._stop is not None:
             self._stop()
+
+    def over(self, now: float) -> None:
+        """Note that the call begins to end: nothing of it should be left soon after."""
+        self.over_since = now
 
     def attach(self, leave_message: Callable[[str], None], stop: Callable[[], None]) -> None:
         """Say what does it, once the call is there."""

@@ -8,11 +8,14 @@ from typing import Any, Literal
 
 import trio
 
+from voicebot import whose
+from voicebot.failover import Witness
 from voicebot.floor import Bell
 from voicebot.parting import Parting
-from voicebot.record import Journal, Outcome, TurnRecord
+from voicebot.record import Journal, Outcome, Part, ProviderRequest, TurnRecord
 from voicebot.reel import Reel
 from voicebot.toolbox import Job
+from voicebot.tries import name_of
 
 Stage = Literal["first_text", "first_audio", "first_media"]  # of a reply
 
@@ -87,3 +90,26 @@ class Notes:
         """Note when a reply came so far, the first time, and once it is a turn."""
         if reply.begun and getattr(reply.record, what) is None:
             setattr(reply.record, what, self.note(what))
+
+
+class Asked(Witness):
+    """Puts each request for one part into the journal of a call, by Trio's clock."""
+
+    def __init__(self, notes: Notes, part: Part) -> None:
+        self._journal = notes.journal
+        self._part = part
+
+    def asked(self, provider: object) -> ProviderRequest:
+        turn = None if self._part == "stt" else whose.turn.get()
+        model = getattr(provider, "model", "")
+        return self._journal.asked(trio.current_time(), self._part, name_of(provider), turn, model)
+
+    def accepted(self, request: ProviderRequest) -> None:
+        request.accepted = self._journal.since(trio.current_time())
+
+    def first(self, request: ProviderRequest) -> None:
+        if request.first is None:
+            request.first = self._journal.since(trio.current_time())
+
+    def ended(self, request: ProviderRequest, failed: str = "") -> None:
+        self._journal.answered(request, trio.current_time(), failed)

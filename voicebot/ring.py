@@ -40,6 +40,11 @@ class Ring:
         return self._edges > 0 or self._bytes >= FEED_MS * audio.BYTES_PER_MS
 
     @property
+    def waiting_s(self) -> float:
+        """Seconds of audio that the recogniser has not been sent."""
+        return self._bytes / audio.BYTES_PER_S
+
+    @property
     def finalizes(self) -> int:
         """How many requests to finalize have not been taken."""
         return sum(isinstance(item, Finalize) for item in self._items)

@@ -8,30 +8,34 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import trio
 
-from voicebot import log as log_setup
-from voicebot import telephony, twilio, twiml, ws
+from voicebot import telephony, twilio, twiml, whose, ws
 from voicebot.archive import Archive, open_archive
 from voicebot.bot import Bot
 from voicebot.call import Call
 from voicebot.config import plan_of
 from voicebot.hooks import Hooks, open_hooks
+from voicebot.metrics import Metrics
 from voicebot.nursery import run_call
 from voicebot.onward import KEPT
+from voicebot.otel import Traces, open_traces
 from voicebot.parting import Ending
 from voicebot.parts import open_ports, open_tongues
 from voicebot.phrases import open_phrases
 from voicebot.plan import CallPlan
 from voicebot.ports import Ports, Tape
-from voicebot.record import CallSummary, TurnRecord, tell_turns
+from voicebot.record import CallSummary, Part, TurnRecord, tell_turns
 from voicebot.recording import Recorder, open_recorder
 from voicebot.remote import Remote
 from voicebot.switchboard import MACHINES, Switchboard, wall_clock
 from voicebot.telephony import Telephony
 from voicebot.tools import THREADS
+from voicebot.tries import Alternatives
+from voicebot.watch import left_of_calls, open_watch
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ class Service:
     part: Callable[[], None] = _nobody_there  # live calls, and those that come, apologise and end
     archive: Archive | None = None  # None: records are kept as long as the process
     recorder: Recorder | None = None  # None: no call is recorded
+    is_slow: Callable[[], bool] = lambda: False  # the loop is late all the time
 
 
 @asynccontextmanager
@@ -81,12 +86,14 @@ async def open_service(board: Switchboard, bot: Bot | None = None) -> AsyncGener
                 board.metrics,
             )
         )
+        traces = await stack.enter_async_context(open_traces(board.settings, board.metrics))
         phone = None
         if board.settings.telephony:
             phone = await stack.enter_async_context(telephony.open_telephony(board.settings))
         settings = board.settings if bot is None else bot.settings(board.settings)
         brain = None if bot is None or settings.groq else bot.call_brain()
         ports = await stack.enter_async_context(open_ports(settings, brain))
+        _show_breakers(board.metrics, ports)
         plan, bot = plan_of(settings), bot or Bot()
         resting = bot.resting_plan(plan)
         phrases = await stack.enter_async_context(
@@ -105,7 +112,10 @@ async def open_service(board: Switchboard, bot: Bot | None = None) -> AsyncGener
             ports = replace(ports, hang_up=phone.end_call, hand_over=phone.hand_over)
         threads = trio.CapacityLimiter(THREADS)
         hooks = await stack.enter_async_context(open_hooks(bot, threads, board.metrics.hook_failed))
-        calls = _Calls(board, ports, plan, phone, bot, brain is not None, hooks, threads, recorder)
+        board.metrics.hooks_waiting.set_function(lambda: hooks.waiting)
+        calls = _Calls(
+            board, ports, plan, phone, bot, brain is not None, hooks, threads, recorder, traces
+        )
         yield Service(
             serve_media=calls.serve_media,
             telephony=phone,
@@ -124,10 +134,26 @@ async def open_sole_service(board: Switchboard, bot: Bot | None = None) -> Async
     What is there by now stays as long as the process, some 86,000 objects. Searched again for
     garbage they hold every call for 20 ms, or several times that on a busy machine.
     """
-    async with open_service(board, bot) as service:
+    limit_s = board.settings.ready_lag_ms / 1_000
+    async with open_service(board, bot) as service, open_watch(board.metrics, limit_s) as watch:
         gc.collect()
         gc.freeze()
-        yield service
+        yield replace(service, is_slow=lambda: watch.lateness.slow)
+
+
+def _show_breakers(metrics: Metrics, ports: Ports) -> None:
+    parts: tuple[tuple[Part, object], ...] = (
+        ("stt", ports.open_transcriber),
+        ("llm", ports.chat),
+        ("tts", ports.synthesizer),
+    )
+    for part, alternatives in parts:
+        if isinstance(alternatives, Alternatives):
+            metrics.show_breakers(part, partial(_left_alone, alternatives))
+
+
+def _left_alone(alternatives: Alternatives[Any]) -> list[tuple[str, bool]]:
+    return alternatives.left_alone(trio.current_time())
 
 
 class _Calls:
@@ -144,6 +170,7 @@ class _Calls:
         hooks: Hooks,
         threads: trio.CapacityLimiter,
         recorder: Recorder | None,
+        traces: Traces | None,
     ) -> None:
         self._board = board
         self._ports = ports
@@ -154,7 +181,11 @@ class _Calls:
         self._hooks = hooks
         self._threads = threads
         self._recorder = recorder
+        self._traces = traces
         self._remotes: dict[str, Remote] = {}  # of live calls
+        self._tasks: dict[str, trio.lowlevel.Task] = {}  # that run them
+        board.metrics.calls_live.set_function(lambda: len(self._remotes))
+        board.metrics.leaked_tasks.set_function(self._left)
         self._parting = False  # the server stops
         self._away: dict[str, Call] = {}  # of calls that may come back, oldest first
 
@@ -171,7 +202,7 @@ class _Calls:
             if socket is None:
                 return
             sid = socket.start.call_sid
-            log_setup.call_sid.set(sid)  # before the call starts a task: tasks inherit it
+            whose.call_sid.set(sid)  # before the call starts a task: tasks inherit it
             self._ports.warm()
 
             now = trio.current_time()
@@ -194,6 +225,7 @@ class _Calls:
             remote = Remote()
             self._leave_message(sid, self._answered_by(sid), remote)
             self._remotes[sid] = remote
+            self._tasks[sid] = trio.lowlevel.current_task()
             if self._parting:
                 remote.stop()
             try:
@@ -201,13 +233,16 @@ class _Calls:
 
                     def record(summary: CallSummary) -> None:
                         self._board.store.summarise(sid, summary.as_json())
-                        self._board.metrics.call_over(summary)
+                        self._board.metrics.call_over(summary, call.direction)
+                        if self._traces is not None:
+                            self._traces.call_over(summary, call.direction)
                         hooks.end(summary)
 
                     def turn_over(turn: TurnRecord) -> None:
                         kept(turn)
                         hooks.turn(turn)
 
+                    self._board.metrics.call_begun(call.direction)
                     if not known:
                         await hooks.start()  # what the caller says meanwhile waits in the socket
                     ports, plan = self._for(call)
@@ -218,12 +253,17 @@ class _Calls:
                             plan,
                             on_end=record,
                             on_turn=turn_over,
+                            on_request=self._board.metrics.request_over,
                             resumption=resumption,
                             on_parting=away,
                             remote=remote,
                         )
             finally:
-                del self._remotes[sid]
+                del self._remotes[sid], self._tasks[sid]
+
+    def _left(self) -> int:
+        calls = ((task, self._remotes[sid].over_since) for sid, task in self._tasks.items())
+        return left_of_calls(calls, trio.current_time())
 
     def part(self) -> None:
         """Have every call, live or yet to come, say that it has to end, and end."""

@@ -70,6 +70,8 @@ class Switchboard:
         self.store = CallStore()
         self.metrics = Metrics()
         self.lines = Lines(settings.call_limit, settings.token_ttl_s)
+        self.metrics.lines.set(settings.call_limit)
+        self.metrics.lines_taken.set_function(lambda: self.lines.taken(trio.current_time()))
         self.onward = Onward()
         self.idempotency = Idempotency()
         self.tollgate = Tollgate(settings, self.metrics, self.store.process)
@@ -215,6 +217,7 @@ class Switchboard:
         token = self.lines.mint(call_sid, account_sid, outbound=is_ours, now=trio.current_time())
         if token is None:
             log.warning("call_turned_away", extra={"call_sid": call_sid, "draining": self.draining})
+            self.metrics.turned_away.labels("draining" if self.draining else "busy").inc()
             if not self.draining:
                 return twiml.busy_twiml()
             if not self.settings.drain_to or turned_away or is_ours:

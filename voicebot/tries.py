@@ -80,6 +80,11 @@ class Breaker:
         return before < self._rules.breaker_failures
 
 
+def name_of(part: object) -> str:
+    """Return a provider's name, for logs and counting."""
+    return getattr(part, "name", "") or type(part).__name__
+
+
 class Alternatives(Generic[PartT]):
     """Providers of the same thing, in order of preference. One for the process."""
 
@@ -96,6 +101,10 @@ class Alternatives(Generic[PartT]):
     def first(self) -> PartT:
         """The one that is preferred."""
         return self._parts[0][0]
+
+    def left_alone(self, now: float) -> list[tuple[str, bool]]:
+        """Return the name of each, and whether its breaker is open, in order of preference."""
+        return [(name_of(part), breaker.is_open(now)) for part, breaker in self._parts]
 
     def tries(
         self, count: int, until: float = math.inf, last: Sequence[PartT] = ()

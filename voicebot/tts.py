@@ -45,6 +45,8 @@ async def open_synthesizer(
 class DeepgramSynthesizer:
     """Speech over a client that others may share; see `ports.Synthesizer`."""
 
+    name: Final = deepgram.TTS
+
     def __init__(self, client: Client, *, url: str, api_key: str, model: str) -> None:
         self.warm = client.warm  # says that speech is to be expected
         self._client = client

@@ -92,6 +92,8 @@ class SocketSynthesizer:
     (`stale`).
     """
 
+    name: Final = TTS
+
     def __init__(self, nursery: trio.Nursery, connect: Connect) -> None:
         self.counts: Counter[str] = Counter()
         self._nursery = nursery

@@ -81,6 +81,7 @@ class Voicing:
                 reel.append(chunk)
                 self._first("first_audio", reply)
                 reply.moved.ring()
+                self._journal.peak("speech", (reel.length - reply.spoken) / audio.BYTES_PER_S)
                 while reel.length - reply.spoken > REEL_AHEAD_S * audio.BYTES_PER_S:
                     await reply.moved.wait()
         reel.end()

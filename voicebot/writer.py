@@ -45,6 +45,8 @@ _Outbound = _Media | _Mark | _EndEpoch
 class Writer:
     """Writes for one call. `media_at` is when media was written last.
 
+    `messages` and `bytes` of media were written; `slowest_s` is the longest that a message took.
+
     Args:
         deadline_s: a socket that takes no byte for this long ends the call.
         end: ends the call.
@@ -59,6 +61,8 @@ class Writer:
         end: Callable[[Outcome], None],
     ) -> None:
         self.media_at = 0.0
+        self.messages = self.bytes = 0
+        self.slowest_s = 0.0
         self._socket = socket
         self._ledger = ledger
         self._tape = tape
@@ -72,8 +76,10 @@ class Writer:
             while True:
                 item = await self._receive.receive()
                 # Cancelling a send dooms the socket, so lateness ends the call.
+                began = trio.current_time()
                 with trio.move_on_after(self._deadline_s) as deadline:
                     await self._write(item)
+                self.slowest_s = max(self.slowest_s, trio.current_time() - began)
                 if deadline.cancelled_caught:
                     self._end(Outcome.SEND_TIMEOUT)
         except SocketClosed:
@@ -104,6 +110,8 @@ class Writer:
                 await self._socket.send(twilio.SendMedia(chunk))
                 self.media_at = trio.current_time()
                 self._ledger.media_written(epoch, chunk, self.media_at)
+                self.messages += 1
+                self.bytes += len(chunk)
                 if self._tape is not None:
                     self._tape.bot_said(chunk, self.media_at)
             case _Mark(epoch):

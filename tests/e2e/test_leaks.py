@@ -39,7 +39,7 @@ from wsproto.utilities import LocalProtocolError
 
 from tests.e2e.running import PUBLIC_URL, Server, open_server
 from tests.peer import Gone, Peer, Refused, in_use
-from voicebot import log, nursery, parts, service
+from voicebot import nursery, parts, service, whose
 from voicebot.config import Settings, plan_of
 from voicebot.errors import SocketClosed
 from voicebot.phrases import Phrases
@@ -447,7 +447,7 @@ class Broken:
         raise self._bug()
 
     def _bug(self) -> ZeroDivisionError:
-        self._scene.over(log.call_sid.get() or "")
+        self._scene.over(whose.call_sid.get() or "")
         return ZeroDivisionError("on purpose")
 
 

@@ -71,6 +71,8 @@ async def open_local_speech(voice: weights.Voice = "auto") -> AsyncGenerator[Loc
 class LocalSpeech:
     """Speech for all calls: `ports.Synthesizer`, and `open_transcriber` for each call."""
 
+    name: Final = PROVIDER
+
     def __init__(self, voice: Literal["piper", "espeak"]) -> None:
         self.voice: Final = voice
         self.ready = False  # whether a loaded worker is there
