@@ -30,6 +30,7 @@ def start_screen(settings: Settings, host: str, port: int, bot: Bot | None = Non
         _row("thinks", *_thinks(settings, bot)),
         _row("speaks", *_speaks(settings)),
         _row("telephone", *_telephone(settings)),
+        _row("calls API", _calls_api(settings), "VOICEBOT_API_KEYS"),
         _row("calls", f"at most {settings.call_limit} at once", _limit_setting(settings)),
         _row("records", _records(settings), "VOICEBOT_DATABASE_URL"),
         *([_row("recordings", where, "VOICEBOT_RECORDING__PATH")] if where else []),
@@ -60,6 +61,13 @@ def start_screen(settings: Settings, host: str, port: int, bot: Bot | None = Non
         "",
     ]
     return "\n".join(lines)
+
+
+def _calls_api(settings: Settings) -> str:
+    names = list(dict.fromkeys(key.name for key in settings.keyring))
+    if names:
+        return f"keys: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
+    return "open to this machine (--dev)" if settings.dev else "closed"
 
 
 def _records(settings: Settings) -> str:
