@@ -74,7 +74,7 @@ async def test_a_call_runs_the_tool_of_the_bot_file(
             for name, value in environment.items():
                 if not name.startswith("GROQ"):  # the brain of the bot file answers
                     monkeypatch.setenv(name, value)
-            async with open_server([*SERVE, "--dev", "--bot", "bot.py"]) as url:
+            async with open_server([*SERVE, "--bot", "bot.py"]) as url:
                 answer = await dial(url, account)
                 async with open_line(url, answer.stream_url, account) as line:
                     recording = await run_call(line, script, answer.identity)
@@ -124,7 +124,7 @@ async def test_a_bot_goes_on_in_another_language_when_the_caller_speaks_it(
         async with open_standins(texts=texts, replies=replies) as standins:
             for name, value in (standins.environment() | {"PUBLIC_URL": PUBLIC_URL}).items():
                 monkeypatch.setenv(name, value)
-            async with open_server([*SERVE, "--dev", "--bot", "bot.py"]) as url:
+            async with open_server([*SERVE, "--bot", "bot.py"]) as url:
                 answer = await dial(url, account)
                 async with open_line(url, answer.stream_url, account) as line:
                     recording = await run_call(line, Script(said), answer.identity)
