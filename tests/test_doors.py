@@ -15,13 +15,24 @@ from twilio.request_validator import (  # type: ignore[import-untyped]  # ships 
 )
 
 from tests.keys import API_KEY, entry
-from tests.test_http import DEV, LOCAL, PUBLIC, STRANGER, TO, TWILIO, WEBHOOK, running, sign
-from tests.twilio_rest import CALL_SID
+from tests.test_http import (
+    DEV,
+    LOCAL,
+    PUBLIC,
+    STRANGER,
+    TO,
+    TWILIO,
+    WEBHOOK,
+    parameter,
+    running,
+    sign,
+)
+from tests.twilio_rest import ACCOUNT_SID, CALL_SID
 from voicebot.__main__ import main
 from voicebot.api_keys import SCOPES, new_key
 from voicebot.config import load
 from voicebot.doors import ApiDoor, check_doors
-from voicebot.errors import ConfigError
+from voicebot.errors import CallRefused, ConfigError
 from voicebot.http import create_app
 
 KEY = {"Authorization": f"Bearer {API_KEY}"}
@@ -350,3 +361,28 @@ def test_the_command_makes_a_key_that_the_settings_take(
     assert main(["keys", "check"]) == 1
     assert main(["keys", "new", "crm", "--scopes", "everything"]) == 2
     assert "needs scopes of read, place" in capsys.readouterr().err
+
+
+# --- The token of a stream
+
+
+async def test_the_token_is_in_the_twiml_alone_and_opens_one_stream(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with running(**TWILIO) as service:
+        answer = await service.webhook("/twilio/voice")
+        token, board = parameter(answer.text), service.board
+        for call_sid, account_sid in ((CALL_SID, "AC" + "9" * 32), ("CA" + "9" * 32, ACCOUNT_SID)):
+            with pytest.raises(CallRefused):
+                board.redeem(token, call_sid, account_sid)
+        board.redeem(token, CALL_SID, ACCOUNT_SID)
+        with pytest.raises(CallRefused) as caught:
+            board.redeem(token, CALL_SID, ACCOUNT_SID)
+        with board.live(CALL_SID, {"token": token}):
+            pass
+        again = await service.webhook("/twilio/voice")
+        [record] = board.store.latest(1)
+    assert again.text == answer.text  # of no use: its token is
+    assert token not in str([vars(line) for line in caplog.records])
+    assert token not in str(record.as_json()) + str(caught.value)

@@ -57,7 +57,7 @@ def start_screen(settings: Settings, host: str, port: int, bot: Bot | None = Non
     lines += [
         f"  {_program()} simulate --server {server} CALLER.wav",
         "",
-        f"What was said and heard: GET {here}/calls. Ctrl-C stops.",
+        f"What was said and heard: {_calls_shown(settings, here)}. Ctrl-C stops.",
         "",
     ]
     return "\n".join(lines)
@@ -68,6 +68,12 @@ def _calls_api(settings: Settings) -> str:
     if names:
         return f"keys: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
     return "open to this machine (--dev)" if settings.dev else "closed"
+
+
+def _calls_shown(settings: Settings, here: str) -> str:
+    if settings.keyring:
+        return f"GET {here}/calls, with a key"
+    return f"GET {here}/calls" if settings.dev else f"{_program()} calls"
 
 
 def _records(settings: Settings) -> str:
@@ -116,7 +122,10 @@ def _thinks(settings: Settings, bot: Bot | None) -> tuple[str, str]:
 def _telephone(settings: Settings) -> tuple[str, str]:
     if settings.telephony:
         return f"Twilio {settings.twilio_account_sid[:6]}…", _elsewhere(settings.twilio_api_url)
-    return "none", "TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN and PUBLIC_URL"
+    return (
+        "none" if settings.dev else "none: nobody can call",
+        "TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN and PUBLIC_URL",
+    )
 
 
 def _limit_setting(settings: Settings) -> str:

@@ -122,6 +122,7 @@ class Switchboard:
             CallRefused: it is not, or cannot be shown to be.
         """
         if not form:
+            log.warning("webhook_without_fields", extra={"path": scope["path"]})
             raise CallRefused("a webhook is a form POST with fields; nothing else is taken")
         if not self.settings.telephony:
             self._admit_local(scope)
@@ -161,8 +162,8 @@ class Switchboard:
         if not (self.settings.dev and is_direct_loopback(scope)):
             raise CallRefused(
                 "no Twilio account is configured, so nobody can call: set TWILIO_ACCOUNT_SID, "
-                "TWILIO_AUTH_TOKEN and PUBLIC_URL; or, for a simulator on the same machine, start "
-                "with `voicebot serve --dev`"
+                "TWILIO_AUTH_TOKEN and PUBLIC_URL; or, for a simulator on the same machine with no "
+                "proxy between, start with `voicebot serve --dev`"
             )
 
     def _public(self, path: str) -> str:
