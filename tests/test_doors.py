@@ -121,7 +121,17 @@ async def test_what_is_not_set_up_lets_nobody_in_without_the_switch() -> None:
     assert "voicebot serve --dev" in webhook.text
 
 
-async def test_the_old_single_key_opens_nothing() -> None:
+async def test_dev_is_not_for_whoever_a_proxy_brings() -> None:
+    async with running() as service:
+        for headers in ({}, {"X-Forwarded-For": "203.0.113.9"}, {"Host": "bot.example.com"}):
+            async with service.client(LOCAL, headers) as client:
+                webhook = await client.post("/twilio/voice", data=WEBHOOK)
+                listed = await client.get("/calls")
+            expected = 403 if headers else 200
+            assert (webhook.status_code, listed.status_code) == (expected, expected)
+
+
+async def test_the_key_that_clients_send_opens_nothing_by_itself() -> None:
     async with running(**TWILIO, VOICEBOT_DEV="false", VOICEBOT_API_KEY=API_KEY) as service:
         async with service.client(LOCAL, KEY) as client:
             assert (await client.get("/calls")).status_code == 403

@@ -70,7 +70,10 @@ OpenService = Callable[[Switchboard], AbstractAsyncContextManager[Service]]
 
 
 def create_app(settings: Settings, open_service: OpenService = open_service) -> App:
-    """Return the ASGI callable for these settings. Opens nothing before its lifespan starts."""
+    """Return the ASGI callable for these settings. Opens nothing before its lifespan starts.
+
+    Each request is let in or not by itself; `doors.check_doors` is for whoever starts a server.
+    """
     return App(Switchboard(settings), open_service)
 
 

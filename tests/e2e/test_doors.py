@@ -59,7 +59,7 @@ def test_a_server_that_would_be_open_or_shut_by_mistake_does_not_start(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=30,
         check=False,
     )
     assert told in ended.stderr
