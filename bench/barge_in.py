@@ -68,7 +68,7 @@ def recordings(pick: random.Random) -> list[tuple[str, bytes]]:
 @contextmanager
 def serving(environ: dict[str, str], module: str = "voicebot") -> Iterator[str]:
     """Run `voicebot serve`, or another module like it, with these settings; yield its URL."""
-    command = [sys.executable, "-m", module, "serve", "--port", "0"]
+    command = [sys.executable, "-m", module, "serve", "--dev", "--port", "0"]
     environ = {"VOICEBOT_DATABASE_URL": "", **environ}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, text=True

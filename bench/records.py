@@ -50,7 +50,7 @@ TAPED_S: Final = 30  # of each
 @contextmanager
 def serving(environ: dict[str, str]) -> Iterator[tuple[str, int]]:
     """Run `voicebot serve`; yield its URL and pid."""
-    command = [sys.executable, "-m", "voicebot", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "voicebot", "serve", "--dev", "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, text=True
     ) as process:

@@ -1,6 +1,6 @@
 """A menu by keys: opening hours, a balance behind a secret PIN, and a person.
 
-    voicebot serve --bot examples/menu.py
+    voicebot serve --dev --bot examples/menu.py
     voicebot simulate --bot examples/menu.py CALLER.wav --digits 2 --digits 8046
 
 Whoever presses a key silences the bot at once. The PIN reaches the tool that checks it; the model

@@ -1,6 +1,6 @@
 """The reception desk of a barber: says what is free, and books it in an SQLite file.
 
-    voicebot serve --bot examples/reception.py
+    voicebot serve --dev --bot examples/reception.py
     voicebot simulate --bot examples/reception.py CALLER.wav
 
 With GROQ_API_KEY a language model answers and calls the same tools; the rules below do otherwise.

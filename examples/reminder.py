@@ -1,6 +1,6 @@
 """Reminds people of appointments: it calls them, and leaves a message where a machine answers.
 
-    voicebot serve --bot examples/reminder.py
+    voicebot serve --dev --bot examples/reminder.py
     voicebot call +15550100199 --server http://127.0.0.1:8000 \
         --metadata name=Ada --metadata when='tomorrow at ten' \
         --voicemail 'This is the dental practice. Please remember your appointment.'

@@ -1,6 +1,6 @@
 """A survey of three questions. Whoever is unhappy is offered a person, and put through.
 
-    voicebot serve --bot examples/survey.py
+    voicebot serve --dev --bot examples/survey.py
     voicebot simulate --bot examples/survey.py RATING.wav BETTER.wav AGAIN.wav
 
 The answers of a call are a line of `survey.jsonl`.

@@ -147,7 +147,9 @@ def test_serve_says_it_and_does_not_listen(
     if by == "setting":
         monkeypatch.setenv("VOICEBOT_BOT", "bot.py")
 
-    status = main(["serve", "--port", "0", *(["--bot", "bot.py"] if by == "option" else [])])
+    status = main(
+        ["serve", "--dev", "--port", "0", *(["--bot", "bot.py"] if by == "option" else [])]
+    )
 
     said = capsys.readouterr()
     assert status == 2

@@ -338,3 +338,30 @@ def test_whom_to_call_is_checked_at_the_start(name: str, value: str, said: str) 
     [problem] = caught.value.problems
     assert f"VOICEBOT_OUTBOUND__{name}" in problem
     assert said in problem
+
+
+@pytest.mark.parametrize(
+    "environ, name",
+    [
+        ({"TWILIO_AUTH_TOKEN_SECONDARY": "hush"}, "TWILIO_ACCOUNT_SID"),
+        ({"TWILIO_WEBHOOK_KEYS": "k:hush"}, "TWILIO_ACCOUNT_SID"),
+        (TELEPHONE | {"TWILIO_WEBHOOK_KEYS": "hush"}, "TWILIO_WEBHOOK_KEYS"),
+        (TELEPHONE | {"TWILIO_WEBHOOK_KEYS": "k:"}, "TWILIO_WEBHOOK_KEYS"),
+        (TELEPHONE | {"TWILIO_WEBHOOK_KEYS": ":hush"}, "TWILIO_WEBHOOK_KEYS"),
+        (TELEPHONE | {"VOICEBOT_ACCEPT_SHA1": "false"}, "TWILIO_WEBHOOK_KEYS"),
+        (TELEPHONE | {"PUBLIC_URL": "https://:hush@bot.example.com"}, "PUBLIC_URL"),
+        (TELEPHONE | {"PUBLIC_URL": "https://me@bot.example.com"}, "PUBLIC_URL"),
+        ({"VOICEBOT_API_KEYS": "hush"}, "VOICEBOT_API_KEYS"),
+        ({"VOICEBOT_DEV": "perhaps"}, "VOICEBOT_DEV"),
+    ],
+)
+def test_doors_that_would_not_close_are_refused(environ: dict[str, str], name: str) -> None:
+    [problem] = problems(environ)
+    assert problem.startswith(f"{name}:")
+    assert "hush" not in problem
+
+
+def test_shared_keys_have_an_id_each_and_do_not_show() -> None:
+    settings = load(TELEPHONE | {"TWILIO_WEBHOOK_KEYS": "one:hush, two:hu:sh"})
+    assert settings.webhook_keys == {"one": "hush", "two": "hu:sh"}
+    assert "hush" not in repr(settings)

@@ -238,4 +238,4 @@ def test_server_that_is_not_there_is_explained(
     wavs: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert simulate.main(parse(wavs("a.wav", 100), "--server", "http://127.0.0.1:1")) == 2
-    assert "is the server running? Start it with `voicebot serve`" in capsys.readouterr().err
+    assert "is the server running? Start it with `voicebot serve --dev`" in capsys.readouterr().err

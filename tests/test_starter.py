@@ -23,7 +23,7 @@ def test_the_new_bots_own_test_passes(
     assert main(["new", "shop"]) == 0
 
     assert {path.name for path in Path("shop").iterdir()} == FILES
-    assert "voicebot serve --bot bot.py" in capsys.readouterr().out
+    assert "voicebot serve --dev --bot bot.py" in capsys.readouterr().out
     root = Path(__file__).parent.parent
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],

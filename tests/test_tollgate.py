@@ -15,8 +15,8 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
+from tests.keys import API_KEY, entry
 from tests.test_http import (
-    API_KEY,
     FROM,
     LOCAL,
     TO,
@@ -39,11 +39,15 @@ from voicebot.errors import CallBarred
 from voicebot.http import App
 from voicebot.schema import dials
 from voicebot.switchboard import Switchboard
-from voicebot.tollgate import KEPT_REFUSALS, name_of_key
+from voicebot.tollgate import KEPT_REFUSALS
 
-KEY = {"VOICEBOT_API_KEY": API_KEY, "VOICEBOT_MAX_EMBEDDED_CALLS": "20"}
+KEY = {
+    "VOICEBOT_API_KEYS": entry(),
+    "VOICEBOT_API_KEY": API_KEY,
+    "VOICEBOT_MAX_EMBEDDED_CALLS": "20",
+}
 SENT = {"Authorization": f"Bearer {API_KEY}"}
-NAME = f"key-{hashlib.sha256(API_KEY.encode()).hexdigest()[:8]}"
+NAME = "tests"
 JAMAICA, PREMIUM, OTHER = "+18765550100", "+19005551234", "+15550100777"
 ONE_AT_ONCE = {"VOICEBOT_OUTBOUND__AT_ONCE": "1"}
 
@@ -380,11 +384,6 @@ async def test_whom_one_calls_is_not_to_be_read_from_what_is_counted(tmp_path: P
     assert TO not in str(row)
     assert row.destination != hashlib.sha256(TO.encode()).hexdigest()[:32]
     assert row.held == 61
-
-
-def test_a_key_is_known_by_a_name_that_is_not_the_key() -> None:
-    assert name_of_key(API_KEY) == NAME
-    assert name_of_key("") == "local"
 
 
 # --- The command

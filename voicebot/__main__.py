@@ -1,4 +1,4 @@
-"""The command line: `voicebot new | serve | simulate | call | calls | standins`.
+"""The command line: `voicebot new | serve | simulate | call | calls | keys | standins`.
 
 Reads the settings once and hands them down. Exit status 0: done; 1: it did not work; 2: it
 could not be tried, because of the settings or the arguments.
@@ -33,7 +33,7 @@ GRACE_S: Final = 1.0  # for answers on their way when the port closes; calls hav
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
-    from voicebot import call_command
+    from voicebot import call_command, keys_command
     from voicebot import calls_command as calls
     from voicebot.simulator import command as simulate
     from voicebot.standins import command as standins
@@ -49,13 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve = commands.add_parser(
         "serve",
         help="answer calls",
-        description="Answer calls. Without any key the bot hears, thinks and speaks with what "
-        "is installed on this machine.",
+        description="Answer calls. Without any provider's key the bot hears, thinks and speaks "
+        "with what is installed on this machine. Nobody gets in who is not let in: Twilio by its "
+        "signature, clients of the calls API by VOICEBOT_API_KEYS, this machine by --dev.",
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     serve.add_argument("--port", type=_port, default=8000, help="0: any free one (%(default)s)")
     serve.add_argument(
         "--bot", metavar="BOT", help="bot.py, bot.py:name or package.module[:name] (VOICEBOT_BOT)"
+    )
+    serve.add_argument(
+        "--dev",
+        action="store_true",
+        help="let this machine in without signature or key where none is configured; listens on "
+        "127.0.0.1 only (VOICEBOT_DEV)",
     )
     serve.set_defaults(run=_serve)
 
@@ -79,6 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     calls.add_arguments(listed)
     listed.set_defaults(run=calls.main)
+
+    keys_command.add_arguments(
+        commands.add_parser("keys", help="make keys of the calls API, or see which there are")
+    )
 
     new = commands.add_parser("new", help="write a starting bot with a test")
     new.add_argument("name", type=Path, metavar="NAME", help="a folder, which is made")
@@ -124,11 +135,15 @@ def _new(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     from voicebot.botfile import load_bot
+    from voicebot.doors import check_doors
     from voicebot.screen import start_screen
 
     settings = config.load(env_file=ENV_FILE)
     if args.bot is not None:
         settings = settings.model_copy(update={"bot": args.bot})
+    if args.dev:
+        settings = settings.model_copy(update={"dev": True})
+    check_doors(settings, args.host)
     log.configure(settings.log_level)
     bot = load_bot(settings.bot) if settings.bot else None
     print(start_screen(settings, args.host, args.port, bot), flush=True)

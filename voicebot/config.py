@@ -26,6 +26,7 @@ from pydantic_settings import (
 )
 
 from voicebot.allowance import Outbound
+from voicebot.api_keys import Keyring, parse_keys
 from voicebot.audio import FRAME_MS
 from voicebot.context import CONTEXT_TOKENS, tokens_of
 from voicebot.errors import ConfigError
@@ -99,6 +100,17 @@ class Settings(BaseSettings):
     )
     twilio_auth_token: SecretStr = _named(
         "TWILIO_AUTH_TOKEN", default=SecretStr(""), why="signs Twilio's requests to us"
+    )
+    twilio_auth_token_secondary: SecretStr = _named(
+        "TWILIO_AUTH_TOKEN_SECONDARY",
+        default=SecretStr(""),
+        why="signs them as well, while the token is changed: at promotion Twilio goes over to it",
+    )
+    twilio_webhook_keys: SecretStr = _named(
+        "TWILIO_WEBHOOK_KEYS",
+        default=SecretStr(""),
+        why="id:secret of the SharedKey that signs them with HMAC-SHA256 (Public Beta), "
+        "comma-separated while it is changed; empty: who claims one is refused",
     )
     twilio_from_number: str = _named(
         "TWILIO_FROM_NUMBER", default="", why="E.164; caller id of outbound calls"
@@ -196,9 +208,25 @@ class Settings(BaseSettings):
     )
 
     # The service.
+    api_keys: str = Field(
+        "",
+        repr=False,
+        description="who may use the calls API: name:scopes:SHA-256 of each key, comma-separated; "
+        "`voicebot keys new NAME` makes one. Empty: nobody",
+    )
     api_key: SecretStr = Field(
         SecretStr(""),
-        description="bearer key of POST /calls; without one only direct loopback requests may call",
+        description="the key that `voicebot call` and `voicebot simulate` send to a server",
+    )
+    dev: bool = Field(
+        False,
+        description="for trying things on one machine: what is not configured, Twilio's signature "
+        "or keys, is not asked of direct loopback requests. Never behind a proxy or a tunnel",
+    )
+    accept_sha1: bool = Field(
+        True,
+        description="signatures by the auth token (HMAC-SHA1) are accepted. Twilio does not say "
+        "whether media sockets are signed with a SharedKey; false once you have seen that all is",
     )
     max_calls: Annotated[int, Field(ge=1, le=10_000)] = Field(
         40,
@@ -275,6 +303,17 @@ class Settings(BaseSettings):
     def telephony(self) -> bool:
         """Whether a Twilio account is configured."""
         return bool(self.twilio_account_sid)
+
+    @property
+    def keyring(self) -> Keyring:
+        """The keys of the calls API. Raises `ConfigError`, but not for what `load` has checked."""
+        return parse_keys(self.api_keys)
+
+    @property
+    def webhook_keys(self) -> dict[str, str]:
+        """The secrets of the shared keys, by id."""
+        entries = _names(self.twilio_webhook_keys.get_secret_value())
+        return {name: secret for name, _, secret in (entry.partition(":") for entry in entries)}
 
     @property
     def deepgram(self) -> bool:
@@ -414,6 +453,7 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append("TWILIO_AUTH_TOKEN: is missing, TWILIO_ACCOUNT_SID is set")
     if settings.twilio_auth_token.get_secret_value() and not settings.twilio_account_sid:
         problems.append("TWILIO_ACCOUNT_SID: is missing, TWILIO_AUTH_TOKEN is set")
+    problems += _wrong_doors(settings)
     if settings.twilio_from_number and not E164.fullmatch(settings.twilio_from_number):
         problems.append("TWILIO_FROM_NUMBER: must be E.164, like +15550100123")
     if settings.transfer_to and not E164.fullmatch(settings.transfer_to):
@@ -492,6 +532,24 @@ def _contradictions(settings: Settings) -> list[str]:
     return problems
 
 
+def _wrong_doors(settings: Settings) -> list[str]:
+    """Return what is wrong with the secrets by which requests are known."""
+    problems = [
+        f"TWILIO_ACCOUNT_SID: is missing, {name.upper()} is set"
+        for name in ("twilio_auth_token_secondary", "twilio_webhook_keys")
+        if getattr(settings, name).get_secret_value() and not settings.telephony
+    ]
+    if not all(name and secret for name, secret in settings.webhook_keys.items()):
+        problems.append("TWILIO_WEBHOOK_KEYS: must be id:secret, comma-separated")
+    if not settings.accept_sha1 and not settings.webhook_keys:
+        problems.append("TWILIO_WEBHOOK_KEYS: is missing, VOICEBOT_ACCEPT_SHA1 is false")
+    try:
+        _ = settings.keyring
+    except ConfigError as exc:
+        problems += [f"VOICEBOT_API_KEYS: {problem}" for problem in exc.problems]
+    return problems
+
+
 def _names(text: str) -> tuple[str, ...]:
     """Return the items of a list as a person writes it: with commas."""
     return tuple(filter(None, map(str.strip, text.split(","))))
@@ -508,7 +566,7 @@ def _check_url(name: str, url: str, *, allow_path: bool = True) -> list[str]:
     if (
         parts.query
         or parts.fragment
-        or parts.username
+        or "@" in parts.netloc
         or (not allow_path and parts.path.strip("/"))
     ):
         return [f"{name}: must be only a scheme, a host and maybe a port"]

@@ -14,7 +14,6 @@ settings when the server starts.
 
 from __future__ import annotations
 
-import hmac
 import json
 import logging
 import re
@@ -27,13 +26,14 @@ from typing import Any, Final, cast
 import trio
 from quart import Blueprint, Response, request, send_file
 from quart_trio import QuartTrio
-from werkzeug.exceptions import BadHost, HTTPException
+from werkzeug.exceptions import BadHost, HTTPException, UnsupportedMediaType
 
 from voicebot import __version__, telephony, twiml
 from voicebot import log as log_setup
 from voicebot.archive import Archive
 from voicebot.botfile import load_bot
 from voicebot.config import E164, Settings, load
+from voicebot.doors import ApiDoor, check_doors, who
 from voicebot.drain import drain
 from voicebot.errors import (
     CallBarred,
@@ -49,13 +49,7 @@ from voicebot.metrics import CONTENT_TYPE
 from voicebot.outbound import missing_settings, read_call
 from voicebot.service import Service, open_service, open_sole_service
 from voicebot.serving import contain
-from voicebot.switchboard import (
-    BadRequest,
-    Switchboard,
-    is_direct_loopback,
-    wall_clock,
-)
-from voicebot.tollgate import name_of_key
+from voicebot.switchboard import BadRequest, Switchboard, wall_clock
 from voicebot.ws import Receive, Scope, Send
 
 MAX_BODY_BYTES: Final = 64 * 1024  # a webhook is some 1 KiB, a request of the calls API less
@@ -77,7 +71,10 @@ OpenService = Callable[[Switchboard], AbstractAsyncContextManager[Service]]
 
 
 def create_app(settings: Settings, open_service: OpenService = open_service) -> App:
-    """Return the ASGI callable for these settings. Opens nothing before its lifespan starts."""
+    """Return the ASGI callable for these settings. Opens nothing before its lifespan starts.
+
+    Each request is let in or not by itself; `doors.check_doors` is for whoever starts a server.
+    """
     return App(Switchboard(settings), open_service)
 
 
@@ -162,6 +159,7 @@ class _AppFromEnvironment:
         if scope["type"] == "lifespan":
             try:
                 settings = load(env_file=Path(".env"))
+                check_doors(settings)
                 log_setup.configure(settings.log_level)
                 bot = load_bot(settings.bot) if settings.bot else None
                 self._app = create_app(settings, partial(open_sole_service, bot=bot))
@@ -216,8 +214,9 @@ def _create_quart(app: App) -> QuartTrio:
     quart.register_error_handler(HTTPException, _http_error)
     quart.register_blueprint(_health(app))
     quart.register_blueprint(_webhooks(app))
-    quart.register_blueprint(_calls(app))
-    quart.register_blueprint(_metrics(app.board))
+    door = ApiDoor(app.board.settings)
+    quart.register_blueprint(_calls(app, door))
+    quart.register_blueprint(_metrics(app.board, door))
     return quart
 
 
@@ -275,15 +274,14 @@ def _health(app: App) -> Blueprint:
     return routes
 
 
-def _metrics(board: Switchboard) -> Blueprint:
-    """How calls go, for a monitoring system; who may see calls may see it."""
+def _metrics(board: Switchboard, door: ApiDoor) -> Blueprint:
+    """How calls go, for a monitoring system."""
     routes = Blueprint("metrics", __name__)
+    needs = door.guard(routes)
 
     @routes.get("/metrics")
-    async def metrics() -> Reply | BytesReply:
-        refused = _check_key(board.settings)
-        if refused is not None:
-            return refused
+    @needs("metrics")
+    async def metrics() -> BytesReply:
         parts = []
         for part in board.metrics.parts():
             parts.append(part)
@@ -300,6 +298,10 @@ def _webhooks(app: App) -> Blueprint:
 
     @routes.before_request
     async def check() -> None:
+        # Twilio's signature covers the fields of a form. Of JSON, or of files beside the fields, it
+        # would cover the URL or a part.
+        if request.mimetype != "application/x-www-form-urlencoded":
+            raise UnsupportedMediaType("a webhook is application/x-www-form-urlencoded")
         board.admit_webhook(request.scope, await request.form)
 
     @routes.errorhandler(CallRefused)
@@ -355,32 +357,11 @@ def _twiml(text: str) -> TextReply:
     return text, 200, {"Content-Type": "text/xml"}
 
 
-def _check_key(settings: Settings) -> Reply | None:
-    """Return why this request may not see or place calls; None if it may."""
-    key = settings.api_key.get_secret_value()
-    if not key:
-        if is_direct_loopback(request.scope):
-            return None
-        return _error(
-            403,
-            "without VOICEBOT_API_KEY only requests from this machine itself may use the "
-            "calls API; set it and send Authorization: Bearer <key>",
-        )
-    given = request.headers.get("Authorization", "")
-    if hmac.compare_digest(f"Bearer {key}".encode(), given.encode("utf-8", "surrogatepass")):
-        return None
-    body, status = _error(401, "send Authorization: Bearer <VOICEBOT_API_KEY>")[:2]
-    return body, status, {"WWW-Authenticate": "Bearer"}
-
-
-def _calls(app: App) -> Blueprint:
+def _calls(app: App, door: ApiDoor) -> Blueprint:
     """Place a call, look at calls, hang up."""
     routes = Blueprint("calls", __name__, url_prefix="/calls")
     board, store, settings = app.board, app.board.store, app.board.settings
-
-    @routes.before_request
-    async def check() -> Reply | None:
-        return _check_key(settings)
+    needs = door.guard(routes)
 
     @routes.errorhandler(ProviderError)
     async def failed(exc: ProviderError) -> Reply:
@@ -393,9 +374,6 @@ def _calls(app: App) -> Blueprint:
         if refusal.field:
             more["fields"] = {refusal.field: refusal.message.removeprefix(f"{refusal.field} ")}
         return _error(refusal.status, refusal.message, **more)
-
-    def who() -> str:
-        return name_of_key(settings.api_key.get_secret_value())
 
     async def barred(exc: CallBarred, to: str) -> Reply:
         """Answer a call that may not be placed, and put it on record."""
@@ -417,6 +395,7 @@ def _calls(app: App) -> Blueprint:
         return _error(503, str(exc))
 
     @routes.post("")
+    @needs("place")
     async def place() -> Reply:
         if request.mimetype != "application/json":
             # Also what keeps a web page from calling through its visitor's browser.
@@ -427,6 +406,7 @@ def _calls(app: App) -> Blueprint:
             return await place_once(body)
         if not 0 < len(key) <= KEY_CHARS:
             return _error(400, f"Idempotency-Key must have 1 to {KEY_CHARS} characters")
+        key = f"{who()} {key}"  # two clients may think of the same one
         try:
             before = await begin(key, body)
         except KeyReused:
@@ -513,13 +493,14 @@ def _calls(app: App) -> Blueprint:
             status=call.status,
         )
         store.describe(call.sid, asked.metadata)
-        log.info("call_placed", extra={"call_sid": call.sid, "pii_to": asked.to})
+        log.info("call_placed", extra={"call_sid": call.sid, "pii_to": asked.to, "who": who()})
         shown = {
             "call_sid": call.sid, "status": call.status, "to": asked.to, "from": asked.from_,
         }  # fmt: skip
         return shown, 201, {"Location": f"/calls/{call.sid}"}
 
     @routes.get("")
+    @needs("read")
     async def latest() -> Reply:
         archive = opened()
         text = request.args.get("limit", str(LISTED_CALLS))
@@ -540,16 +521,19 @@ def _calls(app: App) -> Blueprint:
         return {"calls": [record.as_json(brief=True) for record in shown], "next": more}, 200
 
     @routes.get("/refused")  # no SID is called that
+    @needs("read")
     async def refused() -> Reply:
         return {"refused": await board.tollgate.latest_refusals(opened(), LISTED_CALLS)}, 200
 
     @routes.get("/<sid>")
+    @needs("read")
     async def one(sid: str) -> Reply:
         archive = opened()
         record = store.get(sid) if archive is None else await archive.get(sid)
         return _error(404, "no such call") if record is None else (record.as_json(), 200)
 
     @routes.delete("/<sid>")
+    @needs("delete")
     async def forget(sid: str) -> Reply | TextReply:
         archive = opened()
         record = store.get(sid) if archive is None else await archive.get(sid)
@@ -561,9 +545,11 @@ def _calls(app: App) -> Blueprint:
         if archive is not None:
             await archive.forget(sid)
         store.forget(sid)
+        log.info("call_deleted", extra={"call_sid": sid, "who": who()})
         return NOTED if record is not None or recorded else _error(404, "no such call")
 
     @routes.get("/<sid>/recording")
+    @needs("recordings")
     async def recording(sid: str) -> Reply | Response:
         recorder = None if app.service is None else app.service.recorder
         if recorder is None:
@@ -594,13 +580,17 @@ def _calls(app: App) -> Blueprint:
         return record.to if record.direction == "inbound" else record.from_
 
     @routes.post("/<sid>/hangup")
+    @needs("hang_up")
     async def hang_up(sid: str) -> Reply:
         phone = live_phone(sid)
         if isinstance(phone, tuple):
             return phone
-        return {"call_sid": sid, "hung_up": await phone.end_call(sid)}, 200
+        hung_up = await phone.end_call(sid)
+        log.info("call_hung_up", extra={"call_sid": sid, "who": who()})
+        return {"call_sid": sid, "hung_up": hung_up}, 200
 
     @routes.post("/<sid>/redirect")
+    @needs("place")
     async def redirect(sid: str) -> Reply:
         phone = live_phone(sid)
         if isinstance(phone, tuple):
@@ -616,6 +606,7 @@ def _calls(app: App) -> Blueprint:
                 reservation.sid = sid
         except CallBarred as exc:
             return await barred(exc, to)
+        log.info("call_redirected", extra={"call_sid": sid, "pii_to": to, "who": who()})
         return {"call_sid": sid, "to": to}, 200
 
     return routes

@@ -30,6 +30,7 @@ def start_screen(settings: Settings, host: str, port: int, bot: Bot | None = Non
         _row("thinks", *_thinks(settings, bot)),
         _row("speaks", *_speaks(settings)),
         _row("telephone", *_telephone(settings)),
+        _row("calls API", _calls_api(settings), "VOICEBOT_API_KEYS"),
         _row("calls", f"at most {settings.call_limit} at once", _limit_setting(settings)),
         _row("records", _records(settings), "VOICEBOT_DATABASE_URL"),
         *([_row("recordings", where, "VOICEBOT_RECORDING__PATH")] if where else []),
@@ -56,10 +57,23 @@ def start_screen(settings: Settings, host: str, port: int, bot: Bot | None = Non
     lines += [
         f"  {_program()} simulate --server {server} CALLER.wav",
         "",
-        f"What was said and heard: GET {here}/calls. Ctrl-C stops.",
+        f"What was said and heard: {_calls_shown(settings, here)}. Ctrl-C stops.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _calls_api(settings: Settings) -> str:
+    names = list(dict.fromkeys(key.name for key in settings.keyring))
+    if names:
+        return f"keys: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
+    return "open to this machine (--dev)" if settings.dev else "closed"
+
+
+def _calls_shown(settings: Settings, here: str) -> str:
+    if settings.keyring:
+        return f"GET {here}/calls, with a key"
+    return f"GET {here}/calls" if settings.dev else f"{_program()} calls"
 
 
 def _records(settings: Settings) -> str:
@@ -108,7 +122,10 @@ def _thinks(settings: Settings, bot: Bot | None) -> tuple[str, str]:
 def _telephone(settings: Settings) -> tuple[str, str]:
     if settings.telephony:
         return f"Twilio {settings.twilio_account_sid[:6]}…", _elsewhere(settings.twilio_api_url)
-    return "none", "TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN and PUBLIC_URL"
+    return (
+        "none" if settings.dev else "none: nobody can call",
+        "TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN and PUBLIC_URL",
+    )
 
 
 def _limit_setting(settings: Settings) -> str:

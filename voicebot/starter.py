@@ -122,12 +122,13 @@ VOICEBOT_BOT=bot.py
 #GROQ_API_KEY=        # a language model answers, and calls the tools
 #DEEPGRAM_API_KEY=    # hears and speaks
 #TWILIO_ACCOUNT_SID=  # a telephone; with TWILIO_AUTH_TOKEN, TWILIO_FROM_NUMBER and PUBLIC_URL
+#VOICEBOT_API_KEYS=   # who may use the calls API: voicebot keys new NAME --scopes read,place
 """
 
 _README: Final = """\
 # @NAME@
 
-    voicebot serve --bot bot.py                       # answers calls; says how to try it
+    voicebot serve --dev --bot bot.py                 # answers this machine; says how to try it
     voicebot simulate --bot bot.py CALLER.wav         # plays a recorded caller to it
     pip install pytest && pytest                      # whole calls in virtual time
 """
@@ -163,7 +164,7 @@ def report(folder: Path) -> str:
         [
             f"written: {', '.join(_FILES)} in {folder}",
             "",
-            "  voicebot serve --bot bot.py     in that folder: answers calls",
-            "  pytest                          whole calls in virtual time; pip install pytest",
+            "  voicebot serve --dev --bot bot.py   in that folder: answers this machine",
+            "  pytest                              whole calls in virtual time; pip install pytest",
         ]
     )

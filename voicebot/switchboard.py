@@ -5,9 +5,11 @@ records; it does not serve. Synchronous: each decision is one step, so no two re
 the same line. Only who lets the server drain waits here, for the last call.
 
 Twilio is known by its signature over the *configured* public URL, never over what the request
-says of its own host. Without a Twilio account only a direct loopback request gets in: the peer's
-address is loopback, it asked for a loopback host (a web page that rebinds its DNS name does
-not), and no proxy or tunnel, which connects from loopback too, has left a header.
+says of its own host. Without a Twilio account nobody gets in, but under VOICEBOT_DEV a direct
+loopback request: the peer's address is loopback, it asked for a loopback host (a web page that
+rebinds its DNS name does not), and no proxy or tunnel, which connects from loopback too, has left
+a header. A proxy that leaves none cannot be told from this machine, so `doors.py` keeps such a
+server from starting where it is reached by others.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from voicebot.metrics import Metrics
 from voicebot.onward import Onward
 from voicebot.outbound import OutboundCall
 from voicebot.record import Outcome
+from voicebot.signature import SIGNATURE, SIGNATURE_SETTINGS, Secrets
 from voicebot.store import CallStore, Lines
 from voicebot.tollgate import Tollgate
 
@@ -67,6 +70,7 @@ class Switchboard:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._secrets = _secrets_of(settings)
         self.store = CallStore()
         self.metrics = Metrics()
         self.lines = Lines(settings.call_limit, settings.token_ttl_s)
@@ -113,9 +117,15 @@ class Switchboard:
     def admit_webhook(self, scope: Scope, form: Form) -> None:
         """Check that a form POST is Twilio's.
 
+        One without fields is none: Twilio's all have some, and what is signed without any, a GET
+        or an upgrade, would be good for a POST too.
+
         Raises:
             CallRefused: it is not, or cannot be shown to be.
         """
+        if not form:
+            log.warning("webhook_without_fields", extra={"path": scope["path"]})
+            raise CallRefused("a webhook is a form POST with fields; nothing else is taken")
         if not self.settings.telephony:
             self._admit_local(scope)
             return
@@ -135,20 +145,27 @@ class Switchboard:
         self._check_signature(scope, self._stream_url(scope), None)
 
     def _check_signature(self, scope: Scope, url: str, form: Form | None) -> None:
-        token = self.settings.twilio_auth_token.get_secret_value()
-        signature = _header(scope, b"x-twilio-signature")
-        if not telephony.signature_ok(token, signature, url, form):
-            log.warning("signature_refused", extra={"path": scope["path"]})
-            raise CallRefused(
-                "the X-Twilio-Signature is missing or wrong: PUBLIC_URL must be the address that "
-                "Twilio was given, and TWILIO_AUTH_TOKEN the account's primary token"
-            )
+        signatures, claims = _headers(scope, SIGNATURE), _headers(scope, SIGNATURE_SETTINGS)
+        if self._secrets.signed(signatures, claims, url, form):
+            return
+        extra = {"path": scope["path"], "shared_key_claimed": bool(claims)}
+        log.warning("signature_refused", extra=extra)
+        what = (
+            "TWILIO_WEBHOOK_KEYS have the SharedKey that it names"
+            if claims
+            else "TWILIO_AUTH_TOKEN the account's primary token, and VOICEBOT_ACCEPT_SHA1 true"
+        )
+        raise CallRefused(
+            "the X-Twilio-Signature is missing or wrong: PUBLIC_URL must be the address that "
+            f"Twilio was given, {what}"
+        )
 
     def _admit_local(self, scope: Scope) -> None:
-        if not is_direct_loopback(scope):
+        if not (self.settings.dev and is_direct_loopback(scope)):
             raise CallRefused(
-                "no Twilio account is configured, so only a simulator on this machine may call; "
-                "set TWILIO_ACCOUNT_SID, TWILIO_AUTH_TOKEN and PUBLIC_URL"
+                "no Twilio account is configured, so nobody can call: set TWILIO_ACCOUNT_SID, "
+                "TWILIO_AUTH_TOKEN and PUBLIC_URL; or, for a simulator on the same machine with no "
+                "proxy between, start with `voicebot serve --dev`"
             )
 
     def _public(self, path: str) -> str:
@@ -357,6 +374,12 @@ class Switchboard:
         )
 
 
+def _secrets_of(settings: Settings) -> Secrets:
+    given = (settings.twilio_auth_token, settings.twilio_auth_token_secondary)
+    tokens = tuple(filter(None, (token.get_secret_value() for token in given)))
+    return Secrets(tokens if settings.accept_sha1 else (), settings.webhook_keys)
+
+
 def wall_clock() -> str:
     """Return the time of day for a record: ISO 8601, UTC, milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -371,10 +394,13 @@ def is_direct_loopback(scope: Scope) -> bool:
         asked = urlsplit(f"//{_header(scope, b'host') or ''}").hostname or ""
     except ValueError:
         return False
-    return not proxied and _is_loopback(client) and (asked == "localhost" or _is_loopback(asked))
+    return not proxied and is_loopback(client) and is_loopback(asked)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether an address or a host name is of this machine itself."""
+    if host == "localhost":
+        return True
     try:
         address = ip_address(host)
     except ValueError:
@@ -385,9 +411,13 @@ def _is_loopback(host: str) -> bool:
 
 def _header(scope: Scope, name: bytes) -> str | None:
     """Return a header that may come only once; None if it comes twice."""
+    values = _headers(scope, name)
+    return values[0] if len(values) == 1 else None
+
+
+def _headers(scope: Scope, name: bytes) -> list[str]:
     headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
-    values = [value for key, value in headers if key.lower() == name]
-    return values[0].decode("latin-1") if len(values) == 1 else None
+    return [value.decode("latin-1") for key, value in headers if key.lower() == name]
 
 
 def _text(form: Form, name: str) -> str:

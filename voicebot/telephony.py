@@ -1,26 +1,24 @@
-"""Twilio around the media stream: REST calls and request signatures.
+"""Twilio around the media stream: REST calls, and the paths of what Twilio asks of us.
 
 The twilio SDK builds and reads the messages; its own transports are synchronous or asyncio, so
 the bytes go through httpx on Trio. Nothing of the SDK or of httpx leaves this file: refusals
 come out as `ProviderRejected` with Twilio's code, and `explain` says what to do about them.
-What is not here: who may call whom (`http.py`) and which calls there are (`store.py`).
+What is not here: signatures (`signature.py`), who may call whom (`http.py`) and which calls there
+are (`store.py`).
 """
 
 from __future__ import annotations
 
-import hmac
 import math
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import httpx
 import trio
 from twilio.base.exceptions import TwilioException  # type: ignore[import-untyped]  # ships no types
-from twilio.request_validator import RequestValidator  # type: ignore[import-untyped]  # ditto
 
 from voicebot.config import Settings
 from voicebot.errors import ProviderError, ProviderRejected, ProviderTimeout
@@ -360,46 +358,3 @@ def explain(error: ProviderError) -> Refusal:
         hint,
         code=error.code,
     )
-
-
-# --- Signatures -----------------------------------------------------------------------------------
-
-
-def signature_ok(
-    auth_token: str, signature: str | None, url: str, form: Mapping[str, str] | None = None
-) -> bool:
-    """Say whether Twilio signed this request.
-
-    Args:
-        auth_token: of the account.
-        signature: the header `X-Twilio-Signature`, None if there is none.
-        url: as Twilio was given it, query included; never made from the request's own headers.
-        form: all fields of a form POST, a multidict; None for a GET and a WebSocket upgrade.
-
-    Twilio leaves out the port of the URL, or not, depending on the kind of callback, and its
-    documentation tells servers to try a WebSocket URL with a slash at its end too.
-
-    The SDK's `validate` is not used: it takes 80 for the port of wss, raises on a missing
-    header, and compares in Python.
-
-    Source: twilio.com/docs/usage/webhooks/webhooks-security.
-    """
-    if not signature:
-        return False
-    given = signature.encode("utf-8", "surrogatepass")
-    validator = RequestValidator(auth_token)
-    genuine = False
-    for candidate in _signed_urls(url):
-        expected: str = validator.compute_signature(candidate, form or {})
-        genuine |= hmac.compare_digest(expected.encode(), given)
-    return genuine
-
-
-def _signed_urls(url: str) -> set[str]:
-    parts = urlsplit(url)
-    host = parts.netloc.removesuffix(f":{parts.port}")
-    port = parts.port or {"https": 443, "wss": 443}.get(parts.scheme, 80)
-    urls = {url, *(parts._replace(netloc=netloc).geturl() for netloc in (host, f"{host}:{port}"))}
-    if parts.scheme in {"ws", "wss"}:
-        urls |= {one + "/" for one in urls}
-    return urls

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 KEEP_S: Final = 6  # for the database to take what became of a call; a little more than it has
 KEPT_REFUSALS: Final = 1_000  # without a database; as many as calls
-LOCAL: Final = "local"  # who needs no key
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ class Tollgate:
         """Hold what a call may cost while it is placed, and from then on if it was.
 
         Args:
-            who: whose key asks, as `name_of_key` calls it.
+            who: the name of the key that asks.
             ring_s: for which it may ring.
 
         Raises:
@@ -161,8 +160,3 @@ class Tollgate:
         """Return what tells numbers apart, and nobody else what they are."""
         key = self._settings.twilio_auth_token.get_secret_value()  # all processes have the same
         return hmac.new(key.encode(), number.encode(), hashlib.sha256).hexdigest()[:32]
-
-
-def name_of_key(key: str) -> str:
-    """Return by what a key is known in accounts, which is not the key."""
-    return f"key-{hashlib.sha256(key.encode()).hexdigest()[:8]}" if key else LOCAL

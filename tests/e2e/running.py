@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Recorded human speech; Debian package asterisk-core-sounds-en-wav, CC-BY-SA-3.0.
 RECORDINGS = Path("/usr/share/asterisk/sounds/en")
+#: What is not configured is not asked of the simulator.
+DEFAULTS = {"VOICEBOT_DEV": "true"}
 PUBLIC_URL = "https://bot.example.com"
 #: What must happen, however slow the machine: speed is measured in bench/ and not here.
 PATIENT = Thresholds(max_clear_ms=2_000, max_reply_ms=15_000, max_underrun_ms=500)
@@ -72,7 +74,9 @@ async def open_server(
     """Serve with these settings while the block runs, and stop at its end."""
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="voicebot-e2e-"))
-        settings = load({"VOICEBOT_DATABASE_URL": f"sqlite:///{folder}/calls.db", **environ})
+        settings = load(
+            {**DEFAULTS, "VOICEBOT_DATABASE_URL": f"sqlite:///{folder}/calls.db", **environ}
+        )
         app = http.create_app(settings, open_service)
         shutdown = trio.Event()
         nursery = await stack.enter_async_context(trio.open_nursery())

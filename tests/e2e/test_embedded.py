@@ -66,7 +66,7 @@ def server() -> Iterator[str]:
     }
     environ |= {"VOICEBOT_GREETING": "Hello.", "VOICEBOT_DATABASE_URL": ""}
     with subprocess.Popen(
-        [sys.executable, "-m", "voicebot", "serve", "--port", "0"],
+        [sys.executable, "-m", "voicebot", "serve", "--dev", "--port", "0"],
         stdout=subprocess.PIPE,
         env=environ,
         text=True,

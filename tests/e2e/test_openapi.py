@@ -12,10 +12,10 @@ import trio
 
 from tests.e2e.test_real_call import environment
 from tests.e2e.test_records import served
+from tests.keys import API_KEY
 from voicebot.http import OPENAPI
 from voicebot.standins import open_standins
 
-KEY = "a-key"
 #: Requests for each operation, beside the edges of each field, which are the same each time.
 EXAMPLES = int(os.environ.get("VOICEBOT_FUZZ_REQUESTS", "10"))
 
@@ -39,12 +39,11 @@ async def test_every_answer_is_one_that_the_document_has(part: str, tmp_path: Pa
         async with open_standins() as standins:
             environ = {
                 **environment(standins),
-                "VOICEBOT_API_KEY": KEY,
                 "VOICEBOT_DATABASE_URL": f"sqlite:///{tmp_path}/calls.db",
             }
             async with served(environ) as (url, process):
                 command = [sys.executable, "-m", "schemathesis.cli", "run", str(OPENAPI)]
-                command += ["--url", url, "--header", f"Authorization: Bearer {KEY}"]
+                command += ["--url", url, "--header", f"Authorization: Bearer {API_KEY}"]
                 command += ["--max-examples", str(EXAMPLES), "--seed", "7", "--no-shrink"]
                 command += ["--phases", "examples,coverage,fuzzing", "--continue-on-failure"]
                 ran = await trio.run_process(

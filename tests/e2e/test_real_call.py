@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tests.e2e.running import PATIENT, PUBLIC_URL, open_server, recorded
+from tests.keys import API_KEY, entry
 from voicebot import audio
 from voicebot.simulator.call import InterruptAfter, Recording, Script, Utterance, WhenSilent
 from voicebot.simulator.twilio_end import Clear
@@ -34,7 +35,8 @@ def environment(standins: Standins) -> dict[str, str]:
         "PUBLIC_URL": PUBLIC_URL,
         "TWILIO_FROM_NUMBER": "+15550100123",
         "VOICEBOT_GREETING": "Hello.",
-        "VOICEBOT_API_KEY": "a-key",
+        "VOICEBOT_API_KEYS": entry(),
+        "VOICEBOT_API_KEY": API_KEY,  # for `voicebot call`
         "VOICEBOT_DRAIN_S": "2",
     }
 
@@ -64,7 +66,7 @@ async def held_call(texts: tuple[str, ...]) -> tuple[Recording, list[list[dict[s
             async with httpx.AsyncClient(trust_env=False) as client:
                 answer = await client.get(
                     f"{server.url}/calls/{recording.identity.call_sid}",
-                    headers={"Authorization": "Bearer a-key"},
+                    headers={"Authorization": f"Bearer {API_KEY}"},
                 )
         with trio.fail_after(5):
             await standins.wait_closed()
@@ -154,7 +156,7 @@ async def test_an_outbound_call_is_placed_and_answered() -> None:
             async with open_server(environ) as server:
                 async with httpx.AsyncClient(
                     base_url=server.url,
-                    headers={"Authorization": "Bearer a-key"},
+                    headers={"Authorization": f"Bearer {API_KEY}"},
                     trust_env=False,
                 ) as client:
                     bad = await client.post("/calls", json={"from": "123"})

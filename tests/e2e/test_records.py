@@ -18,6 +18,7 @@ import trio
 
 from tests.databases import database_url, postgres_server
 from tests.e2e.running import recorded
+from tests.keys import API_KEY, entry
 from voicebot.errors import VoicebotError
 from voicebot.simulator.call import Script, Utterance, WhenSilent, run_call
 from voicebot.simulator.dial import Account, dial, open_line
@@ -36,7 +37,7 @@ async def served(environ: Mapping[str, str]) -> AsyncGenerator[tuple[str, trio.P
         process: trio.Process = await nursery.start(
             partial(
                 trio.run_process,
-                [sys.executable, "-m", "voicebot", "serve", "--port", "0"],
+                [sys.executable, "-m", "voicebot", "serve", "--dev", "--port", "0"],
                 env={**os.environ, **environ},
                 stdout=subprocess.PIPE,
                 check=False,
@@ -56,7 +57,7 @@ async def test_kill_9_in_the_middle_of_20_calls_loses_no_finished_turn(database_
     environ = {
         "VOICEBOT_DATABASE_URL": database_url,
         "VOICEBOT_GREETING": "Hello.",
-        "VOICEBOT_API_KEY": "a-key",
+        "VOICEBOT_API_KEYS": entry(),
     }
     with trio.fail_after(90):
         async with open_standins(
@@ -130,6 +131,6 @@ async def closed_calls(url: str) -> dict[str, dict[str, Any]]:
 
 async def all_calls(url: str) -> dict[str, dict[str, Any]]:
     async with httpx.AsyncClient(trust_env=False) as client:
-        headers = {"Authorization": "Bearer a-key"}
+        headers = {"Authorization": f"Bearer {API_KEY}"}
         answer = await client.get(f"{url}/calls", headers=headers)
     return {record["call_sid"]: record for record in answer.json()["calls"]}

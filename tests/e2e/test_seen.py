@@ -21,6 +21,7 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.running import PUBLIC_URL, open_server, recorded
+from tests.keys import entry
 from tests.servers import open_http_server
 from tests.test_alerts import names_exported, names_used
 from tests.test_otel import accept, installed, received
@@ -35,7 +36,7 @@ from voicebot.watch import LEFT_S
 SAID = "tango whisky foxtrot 4929 1234"
 ANSWERED = "Sierra hotel uniform."
 PROMPT = "Your secret word is zulu."
-KEY = "planted-key-of-the-calls-api"
+KEY = f"vb_{'5eed' * 16}"
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ async def test_the_log_holds_nothing_that_was_said_nor_who_said_it(output: io.St
                 "TWILIO_FROM_NUMBER": "+12025550199",
                 "VOICEBOT_GREETING": "Kilo, who is it?",
                 "VOICEBOT_PROMPT": PROMPT,
-                "VOICEBOT_API_KEY": KEY,
+                "VOICEBOT_API_KEYS": entry(key=KEY),
             }
             async with open_server(environ) as server:
                 if where:
@@ -254,7 +255,7 @@ async def test_a_served_call_is_in_the_metrics_and_who_holds_the_loop_in_the_log
 
 
 def environment(standins: Standins) -> dict[str, str]:
-    return {**standins.environment(), "PUBLIC_URL": PUBLIC_URL, "VOICEBOT_API_KEY": KEY}
+    return {**standins.environment(), "PUBLIC_URL": PUBLIC_URL, "VOICEBOT_API_KEYS": entry(key=KEY)}
 
 
 def held_by_tool(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import trio
 
 from tests.e2e.running import Server, open_server, recorded
 from tests.e2e.test_real_call import environment
+from tests.keys import API_KEY
 from voicebot import Bot, Call, call_command, service
 from voicebot.config import load
 from voicebot.record import CallSummary, TurnRecord
@@ -24,7 +25,7 @@ from voicebot.testing.telephone import open_telephone
 
 #: COLLEAGUE is who the example bots put callers through to.
 TO, COLLEAGUE = "+15550100199", "+15550100177"
-KEY = {"Authorization": "Bearer a-key"}
+KEY = {"Authorization": f"Bearer {API_KEY}"}
 PUTTING = Reply(
     "I am putting you through.",
     (ToolCall("transfer", '{"to": "a person", "summary": "Ada wants a refund."}'),),
@@ -236,7 +237,7 @@ async def test_the_command_shows_what_is_said() -> None:
 
 async def test_the_command_says_what_the_server_refuses() -> None:
     async with world([]) as here:
-        settings = load({**environment(here.standins), "VOICEBOT_API_KEY": "another"})
+        settings = load({**environment(here.standins), "VOICEBOT_API_KEY": API_KEY[::-1]})
         done = await call_command.call(settings, {"to": TO}, here.server.url, True, print)
     assert done[0] == 1
     assert "VOICEBOT_API_KEY" in done[1]

@@ -36,6 +36,7 @@ from urllib.parse import urlencode, urlsplit
 import trio
 
 from tests.fuzz.targets import SEEDS
+from tests.keys import API_KEY, entry
 from voicebot.simulator.dial import Account, dial
 from voicebot.standins import open_standins
 
@@ -142,7 +143,7 @@ class Client:
             "Content-Type": rng.choice(
                 ("application/json", "application/x-www-form-urlencoded", "multipart/form-data", "")
             ),
-            "Authorization": rng.choice(("Bearer a-key", "Bearer", "Basic eDp5", "\x7f")),
+            "Authorization": rng.choice((f"Bearer {API_KEY}", "Bearer", "Basic eDp5", "\x7f")),
             "X-Twilio-Signature": rng.choice(("", "AAAA", "é")),
             "Content-Length": rng.choice((str(len(body)), "-1", "99999999999", "1e3", "+5", "")),
             "Transfer-Encoding": rng.choice(("chunked", "gzip, chunked", "identity")),
@@ -357,7 +358,7 @@ async def attack(connections: int, seed: int, folder: Path) -> Outcome:
             "TWILIO_FROM_NUMBER": "+15550100123",
             "VOICEBOT_GREETING": "Hello.",
             "VOICEBOT_DATABASE_URL": f"sqlite:///{folder}/calls.db",
-            "VOICEBOT_API_KEY": "a-key",
+            "VOICEBOT_API_KEYS": entry(),
             "VOICEBOT_MAX_CALLS": "10000",  # a webhook takes a line for as long as its token lives
             "VOICEBOT_TOKEN_TTL_S": "10",
         }

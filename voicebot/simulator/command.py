@@ -15,14 +15,17 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 from dotenv import dotenv_values
 
+from voicebot.api_keys import new_key
 from voicebot.errors import ConfigError, VoicebotError
 from voicebot.simulator.call import Recording, run_call
 from voicebot.simulator.caller import At, InterruptAfter, Script, Utterance, When, WhenSilent
@@ -186,7 +189,9 @@ def main(args: argparse.Namespace) -> int:
         server, network = _check_server(args.server), _read_network(args)
         if server is not None and args.bot:
             raise ConfigError(["--bot: the server at --server has its bot already"])
-        recording, said = trio.run(_hold_call, script, network, server, _account(), args.bot)
+        account, api_key = _known()
+        hold = partial(_hold_call, api_key=api_key)
+        recording, said = trio.run(hold, script, network, server, account, args.bot)
         limits = {option.name: getattr(args, option.name, None) for option in fields(Thresholds)}
         given = {name: value for name, value in limits.items() if value is not None}
         verdict = judge(recording, Thresholds(**given))
@@ -211,17 +216,41 @@ def _write(directory: Path, recording: Recording, verdict: Verdict) -> str:
 
 
 async def _hold_call(
-    script: Script, network: Network, server: str | None, account: Account, bot: str | None = None
+    script: Script,
+    network: Network,
+    server: str | None,
+    account: Account,
+    bot: str | None = None,
+    *,
+    api_key: str,
 ) -> tuple[Recording, str]:
     """Return what happened, and what the server says was said."""
     if server is None:
-        async with open_server([*SERVE, *(["--bot", bot] if bot else [])]) as started:
-            return await _hold_call(script, network, started, account)
+        async with _open_server(account, bot) as (started, key):
+            return await _hold_call(script, network, started, account, api_key=key)
     answer = await dial(server, account)
     async with open_line(server, answer.stream_url, account) as line:
         recording = await run_call(line, script, answer.identity, network)
-    api_key = os.environ.get("VOICEBOT_API_KEY", "")
     return recording, await read_transcript(server, answer.identity.call_sid, api_key)
+
+
+@asynccontextmanager
+async def _open_server(account: Account, bot: str | None) -> AsyncGenerator[tuple[str, str]]:
+    """Run a server for the call; give its URL, and a key by which its record can be read.
+
+    Owns: the server.
+    """
+    key, known = new_key("simulate", ["read"])
+    environ = {"VOICEBOT_API_KEYS": known.entry}
+    options = ["--bot", bot] if bot else []
+    if not account.auth_token:
+        # Nothing to sign with: the server takes this machine's word, and has no public address.
+        environ["PUBLIC_URL"] = ""
+        options.append("--dev")
+    else:
+        environ["VOICEBOT_DEV"] = "false"  # a `.env` may say otherwise
+    async with open_server([*SERVE, *options], environ) as url:
+        yield url, key
 
 
 def _read_script(args: argparse.Namespace) -> Script:
@@ -265,12 +294,12 @@ def _check_server(server: str | None) -> str | None:
     return server.rstrip("/")
 
 
-def _account() -> Account:
-    """Return the account the server has, from the environment or `.env`, as it reads them.
+def _known() -> tuple[Account, str]:
+    """Return the account the server has and a key of its, from the environment or `.env`.
 
     Not through `config.py`, which belongs to the service under test.
     """
     known = {**dotenv_values(".env"), **os.environ}
     sid = known.get("TWILIO_ACCOUNT_SID") or Account().sid
     token, public_url = known.get("TWILIO_AUTH_TOKEN") or "", known.get("PUBLIC_URL") or ""
-    return Account(sid, token, public_url)
+    return Account(sid, token, public_url), known.get("VOICEBOT_API_KEY") or ""

@@ -49,6 +49,7 @@ STOP_S: Final = 10.0  # the server drains for 5 s by default
 ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 SERVE: Final = (sys.executable, "-m", "voicebot", "serve", "--port", "0")
+NO_VARIABLES: Final[Mapping[str, str]] = {}
 _READY: Final = re.compile(r"ready on (http://\S+)")
 
 
@@ -115,12 +116,13 @@ async def dial(server: str, account: Account) -> Answer:
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         raise CallRefused(
             f"{url}: {_say(exc)}; is the server running? Start it with "
-            "`voicebot serve`, or leave out --server to have one started"
+            "`voicebot serve --dev`, or leave out --server to have one started"
         ) from exc
     if response.status_code == 403:
         raise CallRefused(
             f"{url}: refused with 403; give this command the server's TWILIO_AUTH_TOKEN and "
-            "PUBLIC_URL, with which it signs as Twilio does"
+            "PUBLIC_URL, with which it signs as Twilio does, or start a server that has none with "
+            "`voicebot serve --dev`"
         )
     if not response.is_success:
         raise CallRefused(f"{url}: answered {response.status_code} and no TwiML")
@@ -271,11 +273,16 @@ async def _open_stream(server: str) -> trio.SocketStream | trio.SSLStream[trio.S
 
 
 @asynccontextmanager
-async def open_server(command: Sequence[str] = SERVE) -> AsyncGenerator[str]:
+async def open_server(
+    command: Sequence[str] = SERVE, environ: Mapping[str, str] = NO_VARIABLES
+) -> AsyncGenerator[str]:
     """Run `voicebot serve` for the time of the block; give its base URL.
 
     It keeps no records: simulated calls are not to be found among real ones. The last line of its
     start screen is `ready on http://…`.
+
+    Args:
+        environ: beside the variables of this process, or instead of them.
 
     Raises:
         CallRefused: the server ended, or was not ready in time; it has said why on stderr.
@@ -288,7 +295,7 @@ async def open_server(command: Sequence[str] = SERVE) -> AsyncGenerator[str]:
             partial(
                 trio.run_process,
                 list(command),
-                env={**os.environ, "VOICEBOT_DATABASE_URL": ""},
+                env={**os.environ, "VOICEBOT_DATABASE_URL": "", **environ},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 check=False,

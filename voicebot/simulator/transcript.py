@@ -35,7 +35,7 @@ async def read_transcript(server: str, call_sid: str, api_key: str) -> str:
                 while record.get("outcome") is None:
                     answer = await client.get(url)
                     if answer.status_code in (401, 403):
-                        return "what was said is shown to whoever has VOICEBOT_API_KEY\n"
+                        return "what was said is shown to a VOICEBOT_API_KEY that may read\n"
                     record = answer.raise_for_status().json()
                     await trio.sleep(_AGAIN_S)
             lines = [*_lines(record)]
