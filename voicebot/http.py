@@ -33,7 +33,9 @@ from voicebot import __version__, telephony, twiml
 from voicebot import log as log_setup
 from voicebot.archive import Archive
 from voicebot.botfile import load_bot
+from voicebot.client_address import networks
 from voicebot.config import E164, Settings, load
+from voicebot.door import Door
 from voicebot.drain import drain
 from voicebot.errors import (
     CallBarred,
@@ -92,6 +94,8 @@ class App:
         self.service: Service | None = None
         self._open_service = open_service
         self._quart = _create_quart(self)
+        # Who may connect and ask; whoever serves this application goes by it.
+        self.door = Door(board.settings.limits, networks(board.settings.trusted_proxies))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -146,6 +150,11 @@ class _AppFromEnvironment:
     """The module's `app`: reads the settings when the server starts, not at import."""
 
     _app: App | None = None
+
+    @property
+    def door(self) -> Door | None:
+        """As `App.door`; there is one before there are connections."""
+        return None if self._app is None else self._app.door
 
     async def drain(self, again: Callable[[], Awaitable[object]]) -> None:
         """As `App.drain`."""
