@@ -28,8 +28,9 @@ class Limits:
     # Of one address, at once. Twilio's come from many; 40 calls with their webhooks make 80.
     connections_per_address: int = 100
     connects_per_s: float = 20.0  # new ones of one address; Twilio starts one call a second
-    # Of one address. One costs about 2 ms, so that an address has a tenth of a core.
-    requests_per_s: float = 50.0
+    # Of one address. One costs 2 ms, so that an address has a twentieth of a core; all that Twilio
+    # asks for 40 calls is less than one.
+    requests_per_s: float = 20.0
     # Media sockets that have not said whose call they are, at once, in all. Twilio says so within
     # 0.3 s: as many as there may be calls, and as many again.
     unstarted: int = 80

@@ -51,7 +51,7 @@ SEND_DEADLINE_S: Final = 5.0
 SILENCE_S: Final = 15.0
 # An application whose socket has gone may go on this long, to close providers and write records.
 LINGER_S: Final = 10.0
-TIMER_S: Final = 1.0  # to start or end a timer takes one step of the loop
+TIMER_S: Final = 1.0  # to start or end a timer, or to close, takes a step or two of the loop
 # Whoever signals hypercorn's main process and its workers has done so by then; nobody who signals
 # twice is so quick.
 TOGETHER_S: Final = 0.5
@@ -194,7 +194,9 @@ class ContainedServer(TCPServer):
       for ever (not reported): `Exchange`.
     - An application's last send starts the idle timer, behind the disconnect: one that takes that
       for its end, as quart does, cancels the start, and nothing closes the idle connection, not
-      even the end of the server (not reported): `protocol_send`.
+      even the end of the server (not reported): `protocol_send`. In the same way it cancels the
+      close of a connection whose request it has not read to its end, so that who sends a body too
+      slowly is answered 408 and then kept for ever.
     - A reader parked between pipelined requests is never woken when the connection breaks (not
       reported): `_reading`.
     - A WebSocket message is stored before it is measured, and the peer is read on afterwards
@@ -316,7 +318,9 @@ class ContainedServer(TCPServer):
         if isinstance(event, RawData):
             await self._write(event.data)
         elif isinstance(event, Closed):
-            await super().protocol_send(event)
+            # Its peer need not answer; TLS says a word, which need not be taken.
+            with trio.move_on_after(TIMER_S, shield=True):
+                await super().protocol_send(event)
         elif not self._reading.cancel_called:  # no idle timer for a connection that has ended
             # Waits for no peer and no application; the bound is for what a new hypercorn may do.
             with trio.move_on_after(TIMER_S, shield=True):
