@@ -2,10 +2,11 @@
 
     python -m bench.attackers --port 8000 --public-url https://bot.example.com < orders
 
-An order is a line, `NAME[+NAME] SECONDS ADDRESS`: which attacks at once, how long, and from where,
-in 127.0.0.0/8. The answer is a line of JSON, what came of it in numbers. It shares no code with
-the server. Its own processor time is not the server's fault: whoever starts it gives it a lower
-priority (`nice`), and each attack says by how much it holds itself back.
+An order is a line, `NAME[+NAME] SECONDS ADDRESS CUT`: which attacks at once, how long at most, from
+where in 127.0.0.0/8, and how many peers must be cut off for it to be over sooner. The answer is a
+line of JSON, what came of it in numbers. It shares no code with the server. Its own processor time
+is not the server's fault: whoever starts it gives it a lower priority (`nice`), and each attack
+says by how much it holds itself back.
 """
 
 from __future__ import annotations
@@ -487,12 +488,15 @@ ATTACKS: Final[dict[str, Callable[[Target], Awaitable[None]]]] = {
 async def obey(port: int, account: Account) -> None:
     """Take orders until there are no more."""
     async for line in trio.wrap_file(sys.stdin):
-        names, seconds, address = line.split()
+        names, seconds, address, cut = line.split()
         target = Target(port, account, address)
         with trio.move_on_after(float(seconds)):
             async with trio.open_nursery() as nursery:  # owns the attacks; its time ends them
                 for name in names.split("+"):
                     nursery.start_soon(ATTACKS[name], target)
+                while target.seen["cut"] < int(cut) and len(nursery.child_tasks):  # noqa: ASYNC110  # counters tell nobody
+                    await trio.sleep(0.05)
+                nursery.cancel_scope.cancel(reason="cut off")
         sys.stdout.write(json.dumps(target.seen) + "\n")
         sys.stdout.flush()
 

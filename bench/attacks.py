@@ -137,11 +137,13 @@ class Attacker:
         self._process = process
         self._answers = bytearray()
 
-    async def attack(self, name: str, seconds: float, address: str) -> Counter[str]:
-        """Attack for so long, from this address; return what came of it."""
+    async def attack(
+        self, name: str, seconds: float, address: str, cut: int = 1_000_000
+    ) -> Counter[str]:
+        """Attack for so long, or until so many are cut off; return what came of it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        await self._process.stdin.send_all(f"{name} {seconds} {address}\n".encode())
+        await self._process.stdin.send_all(f"{name} {seconds} {address} {cut}\n".encode())
         while b"\n" not in self._answers:
             chunk = await self._process.stdout.receive_some()
             if not chunk:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-BARGE_INS: Final = 1_000  # kept of a call; somebody who interrupts every three seconds for an hour
-TIMELINE_LENGTH: Final = 5_000  # events kept; an hour of lively talk has 2,000
+# What is kept of a call has room in 1 MB with all else that it holds (`tests/test_memory.py`).
+BARGE_INS: Final = 300  # the first; an hour in which the caller interrupts every 12 s
+TIMELINE_LENGTH: Final = 1_000  # the newest events; half an hour of lively talk
+TURNS: Final = 200  # the newest; half an hour of them. Where there is a database it has all
 
 
 class Outcome(enum.Enum):
@@ -135,17 +137,19 @@ class Journal:
     ) -> None:
         self._began = began
         self._watch = watch
-        self._before = turns
-        self.turns: list[TurnRecord] = []
+        self.next_turn = turns  # the number of the turn that comes next
+        self.turns: deque[TurnRecord] = deque(maxlen=TURNS)
         self.barge_ins: list[BargeIn] = []
         self._barge_in = BargeIn(-1, 0.0, 0.0)  # the newest; before the first, nobody's
         self.timeline: deque[Moment] = deque(maxlen=TIMELINE_LENGTH)
         self.counts: dict[str, float] = {}
 
-    @property
-    def next_turn(self) -> int:
-        """The number of the turn that comes next."""
-        return self._before + len(self.turns)
+    def begun(self, turn: TurnRecord) -> None:
+        """Put a turn on record; the oldest goes where there are too many."""
+        if len(self.turns) == TURNS:
+            self.count("turns_left_out")
+        self.turns.append(turn)
+        self.next_turn += 1
 
     def note(self, now: float, what: str, **detail: Any) -> float:
         """Put an event on the timeline; return when it happened in the call."""
