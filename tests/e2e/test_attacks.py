@@ -54,6 +54,11 @@ CAME: Final[dict[str, Callable[[Counter[str]], bool]]] = {
     "bad-signatures": lambda seen: seen["403"] > 0,
     "upgrade-and-no-start": lambda seen: seen["cut"] == seen["101"] == PEERS,
     "webhook-flood": busy,
+    # Where the server has too little of a core for a hundred messages a second of such a call, its
+    # peer is slowed down by TCP and never cut off; that it is otherwise is in `test_serving.py`.
+    "message-flood": lambda seen: seen["calls"] > 0,
+    "key-flood": lambda seen: seen["calls"] > 0,
+    "ping-flood": lambda seen: seen["calls"] > 0,
     "stalled-reader": lambda seen: seen["calls"] > 0,
 }
 
