@@ -72,3 +72,20 @@ def test_a_line_of_a_turn_says_which(output: io.StringIO) -> None:
     logging.getLogger("voicebot.x").info("turn_over", extra={"turn": 7})  # what is told wins
 
     assert [line.get("turn") for line in lines(output)] == [0, None, 7]
+
+
+def test_what_strangers_cause_is_not_written_more_than_so_often_a_second() -> None:
+    sparing = log.Sparing(2)
+
+    def passes(event: str, second: float) -> int | bool:
+        record = logging.makeLogRecord({"name": "voicebot.ws", "msg": event, "created": second})
+        return sparing.filter(record) and getattr(record, "left_out", True)
+
+    assert [passes("refused", 7.0 + n / 10) for n in range(5)] == [True, True, False, False, False]
+    assert passes("other", 7.6) is True
+    assert passes("refused", 8.0) == 3  # left out before
+    assert passes("refused", 8.1) is True
+
+    token = whose.call_sid.set("CA1")  # of a call nothing is left out
+    assert all(passes("refused", 8.2) for _ in range(5))
+    whose.call_sid.reset(token)

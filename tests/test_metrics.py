@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,15 @@ def test_circuit_breakers_are_shown_as_they_are_when_asked() -> None:
     assert samples(metrics)[f"{name}{{part=llm,place=2,provider=groq}}"] == 0
     states[0] = ("groq", False)
     assert samples(metrics)[f"{name}{{part=llm,place=1,provider=groq}}"] == 0
+
+
+def test_what_was_refused_is_shown_by_its_limit() -> None:
+    metrics, refused = Metrics(), Counter[str]()
+    metrics.show_refused(refused)
+    refused["requests_per_s"] += 2
+    text = metrics.text().decode()
+    assert 'voicebot_refused_total{reason="requests_per_s"} 2.0' in text
+    assert 'voicebot_refused_total{reason="connections"} 0.0' in text
 
 
 def test_the_process_is_shown_under_the_usual_names() -> None:

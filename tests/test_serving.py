@@ -29,7 +29,10 @@ import trio
 from wsproto.extensions import PerMessageDeflate
 
 from tests.peer import Gone, Peer, in_use, open_peer
-from voicebot import serving
+from voicebot import framing, serving
+from voicebot.admission import Admission
+from voicebot.client_address import networks
+from voicebot.limits import Limits
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Any], Awaitable[None]]
@@ -529,10 +532,189 @@ async def test_endless_message_is_cut_off(
 async def test_message_over_the_limit_is_answered_1009() -> None:
     async with running() as port:
         async with open_peer(port, "/echo") as peer:
-            await peer.send("x" * (serving.MAX_MESSAGE_CHARS + 1))
+            await peer.send("x" * (framing.CODEC_MARGIN * Limits().message_chars + 1))
             with pytest.raises(Gone) as gone:
                 await peer.receive()
     assert gone.value.code == 1009
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [MASKED_TEXT, b"\x89\x80" + bytes(4), b"\x00\x80" + bytes(4)],
+    ids=["text", "ping", "empty"],
+)
+async def test_flood_of_frames_is_cut_off(frame: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[Mapping[str, Any]] = []
+
+    async def listen(receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] != "websocket.disconnect":
+            seen.append(message)
+        seen.append(message)
+
+    async with running(on_path("/listen", listen)) as port, nothing_left_behind(port):
+        stream = await upgraded(port, b"/listen")
+        if frame[0] == 0:  # goes on with a message
+            await stream.send_all(b"\x01\x80" + bytes(4))
+        sent = 0
+        try:
+            while sent < 4_000_000:
+                await stream.send_all(frame * 1_000)
+                sent += len(frame) * 1_000
+        except trio.BrokenResourceError:
+            pass
+        await stream.aclose()
+        assert sent < 3_000_000  # what the kernel's buffers hold, not what was offered
+    assert len(seen) < 2_000  # five seconds of it, and what the time meanwhile is worth
+    assert seen[-1]["code"] == 1008
+    assert events(caplog) == ["too_many_messages"]
+
+
+async def test_messages_that_are_large_too_often_are_cut_off(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running() as port, nothing_left_behind(port):
+        async with open_peer(port, "/echo") as peer:
+            echoed: list[str] = []
+
+            async def send_large() -> None:
+                while True:
+                    await peer.send("x" * 50_000)
+                    echoed.append(await peer.receive())
+
+            with pytest.raises(Gone) as gone:
+                await send_large()
+        assert gone.value.code == 1008
+    assert 10 <= len(echoed) < 40  # five seconds of it, and what the time meanwhile is worth
+    assert events(caplog) == ["too_many_bytes"]
+
+
+async def test_five_seconds_of_a_stalled_call_that_come_at_once_are_taken() -> None:
+    async with running() as port, open_peer(port, "/echo") as peer:
+        for n in range(300):  # of media, and some marks
+            await peer.send(str(n))
+            assert await peer.receive() == str(n)
+
+
+# Who connects, and how often
+
+
+class Limited:
+    """An application with limits of its own."""
+
+    def __init__(self, admission: Admission, served: App = app) -> None:
+        self.admission = admission
+        self.served = served
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.served(scope, receive, send)
+
+
+async def from_(address: str, port: int) -> trio.SocketStream:
+    """Connect from another address of this machine: 127.0.0.1 is exempt."""
+    return await trio.open_tcp_stream("127.0.0.1", port, local_address=address)
+
+
+async def is_refused(stream: trio.SocketStream) -> bool:
+    """Say whether the server closes without an answer, and before it has read anything."""
+    with trio.move_on_after(0.5):
+        try:
+            return not await stream.receive_some()
+        except trio.BrokenResourceError:
+            return True
+    return False
+
+
+async def test_connections_of_an_address_are_limited_and_its_places_come_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    admission = Admission(Limits(connections_per_address=3))
+    async with running(Limited(admission)) as port, nothing_left_behind(port):
+        streams = [await from_("127.0.0.2", port) for _ in range(3)]
+        refused = [await from_("127.0.0.2", port) for _ in range(3)]
+        assert [await is_refused(stream) for stream in refused] == [True] * 3
+        async with await from_("127.0.0.3", port) as other:
+            assert not await is_refused(other)
+        for stream in (*streams, *refused):
+            await stream.aclose()
+        with trio.fail_after(2):
+            while admission._connections.taken > 1:  # noqa: ASYNC110  # the peer beside
+                await trio.sleep(0.01)
+        async with await from_("127.0.0.2", port) as again:
+            assert not await is_refused(again)
+    assert events(caplog) == ["connection_refused"]  # once a second, whatever comes
+    assert admission.refused == {"connections_per_address": 3}
+    assert admission._connections.taken == 0
+
+
+async def test_connecting_too_often_is_refused() -> None:
+    admission = Admission(Limits(connects_per_s=0.01, burst_s=300.0))
+    async with running(Limited(admission)) as port:
+        for _ in range(3):
+            async with await from_("127.0.0.2", port) as stream:
+                await stream.send_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 200")
+        async with await from_("127.0.0.2", port) as stream:
+            assert await is_refused(stream)
+        assert await ask(port) == b"hello"
+
+
+async def test_asking_too_often_on_one_connection_is_answered_429(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    admission = Admission(Limits(requests_per_s=0.01, burst_s=200.0))
+    async with running(Limited(admission)) as port, nothing_left_behind(port):
+        async with await from_("127.0.0.2", port) as stream:
+            for _ in range(2):
+                await stream.send_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                answer = b""
+                while not answer.endswith(b"hello"):
+                    answer += await stream.receive_some()
+            await stream.send_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            refused = await stream.receive_some()
+            assert refused.startswith(b"HTTP/1.1 429")
+            assert b"retry-after: 1" in refused
+            assert await is_refused(stream)  # and closed behind it
+        async with await from_("127.0.0.2", port) as stream:
+            await stream.send_all(UPGRADE + b"\r\n")
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 429")
+    assert events(caplog) == ["request_refused"]
+
+
+@pytest.mark.parametrize("trusted", ["127.0.0.2/32", ""])
+async def test_behind_a_trusted_proxy_who_asks_is_whom_it_names(trusted: str) -> None:
+    asked: list[str] = []
+
+    async def note(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            asked.append(scope["client"][0])
+        await app(scope, receive, send)
+
+    admission = Admission(Limits(requests_per_s=0.01, burst_s=200.0), networks(trusted))
+    answers = []
+    async with running(Limited(admission, note)) as port:
+        for who in (b"192.0.2.1", b"192.0.2.1", b"192.0.2.1", b"192.0.2.2"):
+            async with await from_("127.0.0.2", port) as stream:
+                header = b"X-Forwarded-For: 198.51.100.7, " + who + b"\r\n"
+                await stream.send_all(b"GET / HTTP/1.1\r\nHost: a\r\n" + header + b"\r\n")
+                answers.append((await stream.receive_some()).split(b" ")[1])
+    if trusted:
+        assert answers == [b"200", b"200", b"429", b"200"]
+        assert asked == ["192.0.2.1", "192.0.2.1", "192.0.2.2"]
+    else:
+        assert answers == [b"200", b"200", b"429", b"429"]
+        assert asked == ["127.0.0.2"] * 2
+
+
+async def test_proxy_of_this_machine_that_is_not_declared_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running() as port:
+        request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+        for _ in range(3):
+            await exchange(port, request + b"X-Forwarded-For: 192.0.2.1\r\n\r\n")
+    assert events(caplog) == ["proxy_not_declared"]
 
 
 async def test_compression_is_declined() -> None:

@@ -35,6 +35,9 @@ STOP = (
 )
 
 
+MEDIA_EVENT = twilio.Media(5, b"\xff\xff")
+
+
 def started() -> twilio.MediaStream:
     stream = twilio.MediaStream()
     stream.receive(CONNECTED)
@@ -164,6 +167,60 @@ def test_an_oversized_message_is_fatal(message: str | bytes) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         started().receive(message)
     assert (caught.value.kind, caught.value.close_code) == ("oversized_message", 1009)
+
+
+LONG = 65_000
+
+
+@pytest.mark.parametrize(
+    "message,kind",
+    [
+        ("[" * LONG, "not_json"),
+        ('{"a":' * (LONG // 5), "not_json"),
+        ("[" * (LONG // 2) + "]" * (LONG // 2), "not_json"),  # deeper than Python goes
+        (f'{{"event":"x","a":{"[" * 90}{"]" * 90}}}', "too_deep"),
+        (changed(MEDIA, "media.x", [[[[[[[1]]]]]]]), "too_deep"),
+        (f'{{"event":{"9" * LONG}}}', "not_json"),
+        (f'{{"event":-{"9" * LONG}}}', "not_json"),
+        (f'{{"event":0.{"9" * LONG}}}', "not_json"),
+        (f'{{"event":1e{"9" * LONG}}}', "not_json"),
+        ('{"event":NaN}', "not_json"),
+        ('{"event":-Infinity}', "not_json"),
+        ('{"event":"x"' + ',"event":"x"' * (LONG // 12) + "}", "unknown_event"),
+        ("{" + ",".join(f'"{n}":[]' for n in range(6_000)) + "}", "unknown_event"),
+        ('{"event":"mark","streamSid":"MZ1","mark":{"name":"\\ud800"}}', "missing_field"),
+        ('{"event":"\\ud800"}', "unknown_event"),
+        ('{"event":"' + "\\ud83d" * (LONG // 6) + '"}', "unknown_event"),
+        ("\\" * LONG, "not_json"),
+        ('"' + "\\u" * (LONG // 2), "not_json"),
+    ],
+)
+def test_json_that_is_meant_to_cost_is_an_anomaly(message: str, kind: str) -> None:
+    stream = started()
+    anomaly = stream.receive(message)
+    assert isinstance(anomaly, twilio.Anomaly)
+    assert anomaly.kind == kind
+    assert len(anomaly.detail) <= 200
+    json.dumps(anomaly.detail, ensure_ascii=False).encode()  # as the log does
+    assert stream.receive(MEDIA) == twilio.Media(5, b"\xff\xff")
+
+
+def test_what_is_as_deep_as_it_may_be_counts() -> None:
+    assert started().receive(changed(MEDIA, "media.x", [[[[[[1]]]]]])) == MEDIA_EVENT
+    brackets = "[{" * 50  # in a text they have no depth
+    assert started().receive(changed(MEDIA, "media.x", brackets)) == MEDIA_EVENT
+
+
+def test_of_a_name_that_comes_twice_the_last_counts() -> None:
+    twice = MEDIA.replace('"payload":"//8="', '"payload":"AAAA","payload":"//8="')
+    assert started().receive(twice) == MEDIA_EVENT
+
+
+def test_parameters_can_be_written_whatever_they_are() -> None:
+    message = changed(START, "start.customParameters", {"k\ud800": "v\udfff", "n": 7})
+    start = twilio.MediaStream().receive(message)
+    assert isinstance(start, twilio.Start)
+    assert start.parameters == {"k?": "v?", "n": "7"}
 
 
 def test_nothing_counts_after_stop() -> None:

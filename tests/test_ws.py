@@ -20,9 +20,11 @@ import trio
 from tests.peer import Gone, Peer, Refused, in_use, open_peer
 from voicebot import serving, twilio, ws
 from voicebot.errors import CallRefused, LocalProtocolError, RemoteProtocolError, SocketClosed
+from voicebot.limits import Places
 from voicebot.ports import MediaSocket
 
 AUDIO = bytes(range(160))
+KEYS = 100  # five seconds of pressing twenty a second, which may come at once
 CONNECTED = '{"event":"connected","protocol":"Call","version":"1.0.0"}'
 
 
@@ -50,6 +52,11 @@ def media(sequence: int, sid: str = "MZ1", payload: str | None = None, **fields:
     track = {"track": "inbound", "chunk": "1", "timestamp": str(20 * sequence), "payload": payload}
     message = {"event": "media", "sequenceNumber": str(sequence), "media": track, "streamSid": sid}
     return json.dumps({**message, **fields})
+
+
+def dtmf(sid: str = "MZ1") -> str:
+    key = {"track": "inbound_track", "digit": "1"}
+    return json.dumps({"event": "dtmf", "streamSid": sid, "dtmf": key})
 
 
 def mark(name: str, sid: str = "MZ1") -> str:
@@ -101,7 +108,11 @@ class Server:
 
 @asynccontextmanager
 async def running(
-    talk: Talk | None = None, *, start_timeout_s: float = 5.0, grace_s: float = 0.0
+    talk: Talk | None = None,
+    *,
+    start_timeout_s: float = 5.0,
+    grace_s: float = 0.0,
+    unstarted: Places | None = None,
 ) -> AsyncGenerator[Server]:
     """Serve media sockets on a free port: `talk` has them, or `Server.listen`."""
     server = Server(0)
@@ -120,6 +131,7 @@ async def running(
             admit=admit,
             authenticate=authenticate,
             start_timeout_s=start_timeout_s,
+            unstarted=None if unstarted is None else unstarted.held("127.0.0.1", "streams"),
         ) as socket:
             if socket is not None:
                 other = socket.start.stream_sid == "MZother"
@@ -378,9 +390,10 @@ async def test_bad_message_before_start_is_counted_and_the_call_begins(
     "messages, kind, code",
     [
         ([start()], "second_start", 1008),
-        (["x" * (twilio.MAX_MESSAGE_CHARS + 1)], "oversized_message", 1009),
-        ([bytes(twilio.MAX_MESSAGE_CHARS + 1)], "oversized_message", 1009),
+        (["x" * (twilio.USUAL.message_chars + 1)], "oversized_message", 1009),
+        ([bytes(twilio.USUAL.message_chars + 1)], "oversized_message", 1009),
         (["{"] * (ws.MAX_ANOMALIES + 1), "too_many_anomalies", 1008),
+        ([dtmf()] * (2 * KEYS + ws.MAX_ANOMALIES), "too_many_anomalies", 1008),
     ],
 )
 async def test_stream_does_not_survive(
@@ -404,7 +417,7 @@ async def test_stream_does_not_survive(
     "message, kind, code",
     [
         ('{"event":"stop","streamSid":"MZ1"}', "stop_before_start", 1008),
-        ("x" * (twilio.MAX_MESSAGE_CHARS + 1), "oversized_message", 1009),
+        ("x" * (twilio.USUAL.message_chars + 1), "oversized_message", 1009),
     ],
 )
 async def test_stream_does_not_survive_before_start(
@@ -442,6 +455,39 @@ async def test_message_that_comes_as_neither_text_nor_bytes_is_counted() -> None
         assert socket.description()["anomalies"] == {"binary_message": 1}
         with pytest.raises(SocketClosed, match="1006"):
             await socket.receive()
+
+
+async def test_keys_beyond_their_rate_are_dropped_and_the_call_goes_on(
+    logged: Callable[[], Logged],
+) -> None:
+    async with running() as server, beside_another_call(server):
+        async with open_call(server.port) as peer:
+            for _ in range(KEYS + 90):
+                await peer.send(dtmf())
+            await assert_alive(peer)
+            await peer.close()
+    keys = server.heard["MZ1"].count(twilio.Dtmf("1"))
+    assert KEYS <= keys < KEYS + 90
+    assert logged()[-1][1]["anomalies"] == {"too_many_keys": KEYS + 90 - keys}
+
+
+async def test_streams_without_a_start_take_places_until_they_have_one(
+    logged: Callable[[], Logged],
+) -> None:
+    async with running(unstarted=Places(total=3, each=2)) as server:
+        async with open_call(server.port, "MZother") as other:
+            await assert_alive(other, "MZother")  # takes none any more
+            async with open_stream(server.port), open_stream(server.port) as second:
+                with pytest.raises(Refused) as refused:
+                    async with open_stream(server.port):
+                        raise AssertionError
+                assert refused.value.status == 403
+                await second.send(start())
+                await assert_alive(second)
+                async with open_call(server.port, "MZ2") as third:
+                    await assert_alive(third, "MZ2")
+    [reason] = [extra["reason"] for name, extra in logged() if name == "stream_refused"]
+    assert reason == "too many streams at once (address)"
 
 
 # Hang-ups

@@ -28,9 +28,11 @@ from pydantic_settings import (
 from voicebot.allowance import Outbound
 from voicebot.api_keys import Keyring, parse_keys
 from voicebot.audio import FRAME_MS
+from voicebot.client_address import networks
 from voicebot.context import CONTEXT_TOKENS, tokens_of
 from voicebot.errors import ConfigError
 from voicebot.hearing import Hearing
+from voicebot.limits import Limits
 from voicebot.patience import Endpointing
 from voicebot.plan import CONNECTING, CallPlan, Timeouts
 from voicebot.playout import Pacing
@@ -272,6 +274,11 @@ class Settings(BaseSettings):
         "postgresql://USER:PASSWORD@HOST/NAME; empty: only as long as the process runs. The "
         "default is in the folder where .env is read from as well",
     )
+    trusted_proxies: str = Field(
+        "",
+        description="addresses or CIDRs of proxies in front of this server, comma-separated: whose "
+        "X-Forwarded-For says who asks. Empty: nobody's, and what a proxy passes on is the proxy's",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     # The engine; the defaults and their reasons stand beside the code that uses them.
@@ -285,6 +292,7 @@ class Settings(BaseSettings):
     retention: Retention = Retention()
     redaction: Redaction = Redaction()
     recording: Recording = Recording()
+    limits: Limits = Limits()
 
     @field_validator("interruption", "recognition", mode="before")
     @classmethod
@@ -498,6 +506,18 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"VOICEBOT_CONTEXT_TOKENS: {settings.context_tokens} is too few for VOICEBOT_PROMPT, "
             f"which takes about {prompt}, and a conversation; set it to {prompt * 2} or shorten it"
+        )
+    try:
+        networks(settings.trusted_proxies)
+    except ValueError as exc:
+        problems.append(f"VOICEBOT_TRUSTED_PROXIES: {exc}; give CIDRs, like 10.0.0.0/8")
+    for name, value in asdict(settings.limits).items():
+        if value <= 0:
+            problems.append(f"VOICEBOT_LIMITS__{name.upper()}: must be above 0")
+    if 0 < settings.limits.connections < 2 * settings.max_calls:
+        problems.append(
+            f"VOICEBOT_LIMITS__CONNECTIONS: must be at least {2 * settings.max_calls}, a stream "
+            "and a webhook for each of VOICEBOT_MAX_CALLS"
         )
     pacing = settings.pacing
     if pacing.chunk_ms < FRAME_MS or pacing.chunk_ms % FRAME_MS:

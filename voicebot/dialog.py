@@ -3,7 +3,8 @@
 A reply enters the history only as far as the caller heard it. The caller's words are never
 lost: those said before a reply could be heard are joined to the ones they continue. A tool call
 is never there without its result: until there is one, the result says so. What no longer fits
-is left out where it is shown (`context.py`), and kept here.
+is left out where it is shown (`context.py`), and kept here for a while: what could never be shown
+again is forgotten.
 """
 
 from __future__ import annotations
@@ -57,6 +58,23 @@ class Dialog:
         if self._messages and self._messages[-1].role == "user":
             text = f"{self._messages.pop().content} {text}"
         self._messages.append(Message("user", text))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop the oldest exchanges, once there is twice as much as is kept."""
+        costs = [message_tokens(message) for message in self._messages]
+        most = self._tokens  # the rest can come back in no request
+        # Positions of a reply under way must stay; and so must the last exchange.
+        if self._asking or (left := sum(costs)) <= 2 * most:
+            return
+        keep = 0
+        for index, message in enumerate(self._messages):
+            if message.role == "user":
+                keep = index
+                if left <= most:
+                    break
+            left -= costs[index]
+        del self._messages[:keep]
 
     def tools_called(self, said: str, calls: Sequence[ToolCall]) -> None:
         """Add tool calls of the reply under way, behind what it said since the last ones."""

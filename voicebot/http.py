@@ -30,8 +30,10 @@ from werkzeug.exceptions import BadHost, HTTPException, UnsupportedMediaType
 
 from voicebot import __version__, telephony, twiml
 from voicebot import log as log_setup
+from voicebot.admission import Admission
 from voicebot.archive import Archive
 from voicebot.botfile import load_bot
+from voicebot.client_address import networks
 from voicebot.config import E164, Settings, load
 from voicebot.doors import ApiDoor, check_doors, who
 from voicebot.drain import drain
@@ -91,6 +93,9 @@ class App:
         self._open_service = open_service
         board.metrics.build.info({"version": __version__})
         self._quart = _create_quart(self)
+        # Who may connect and ask; whoever serves this application goes by it.
+        self.admission = Admission(board.settings.limits, networks(board.settings.trusted_proxies))
+        board.metrics.show_refused(self.admission.refused)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -148,6 +153,11 @@ class _AppFromEnvironment:
     """The module's `app`: reads the settings when the server starts, not at import."""
 
     _app: App | None = None
+
+    @property
+    def admission(self) -> Admission | None:
+        """As `App.admission`; there is one before there are connections."""
+        return None if self._app is None else self._app.admission
 
     async def drain(self, again: Callable[[], Awaitable[object]]) -> None:
         """As `App.drain`."""

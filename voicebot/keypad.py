@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from voicebot.ports import Tool
 
+SECRETS: Final = 100  # entries that tools can still read; nobody is asked for more in a call
 MOST: Final = 64  # keys in one entry: a card and its date are 20; somebody leans on the phone
 WAIT_S: Final = 30.0  # for the first key of an entry that was asked for, from when it was
 
@@ -40,7 +41,8 @@ class Keypad:
         self._usual = usual
         self._entry = usual
         self._keys = ""
-        self._secrets: dict[str, str] = {}  # keys by placeholder
+        self._secrets: dict[str, str] = {}  # keys by placeholder, the newest
+        self._numbered = 0
         self.due = math.inf  # when `expire` is to be called
 
     @property
@@ -113,8 +115,11 @@ class Keypad:
         self._keys, self._entry, self.due = "", self._usual, math.inf
         if not secret:
             return f"[pressed {keys}]"
-        placeholder = f"<keys-{len(self._secrets) + 1}>"
+        self._numbered += 1
+        placeholder = f"<keys-{self._numbered}>"
         self._secrets[placeholder] = keys
+        if len(self._secrets) > SECRETS:
+            del self._secrets[next(iter(self._secrets))]
         return f"[pressed {len(keys)} keys, which are secret: {placeholder}]"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
@@ -50,10 +51,42 @@ class JsonLines(logging.Formatter):
         return json.dumps(entry, default=str, ensure_ascii=False)
 
 
+class Sparing(logging.Filter):
+    """Lets an event that belongs to no call pass so often a second and no more.
+
+    Strangers cause such events, and must not fill a disk. The next one that passes says how many
+    were left out before it.
+    """
+
+    def __init__(self, a_second: int = 20) -> None:
+        """`a_second`: of one event, which is more than anybody reads."""
+        super().__init__()
+        self._most = a_second
+        self._second = 0
+        self._seen: Counter[str] = Counter()  # events are constants, so there are few
+        self._left_out: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a record is written."""
+        if call_sid.get() is not None or not record.name.startswith("voicebot"):
+            return True
+        if int(record.created) != self._second:
+            self._second = int(record.created)
+            self._seen.clear()
+        self._seen[record.msg] += 1
+        if self._seen[record.msg] > self._most:
+            self._left_out[record.msg] += 1
+            return False
+        if left_out := self._left_out.pop(record.msg, 0):
+            record.left_out = left_out
+        return True
+
+
 def configure(level: str, *, content: bool = False, stream: TextIO | None = None) -> None:
     """Send all logging of the process to one stream; libraries only from WARNING on."""
     output = logging.StreamHandler(stream if stream is not None else sys.stderr)
     output.setFormatter(JsonLines(content=content))
+    output.addFilter(Sparing())
     root = logging.getLogger()
     root.handlers[:] = [output]
     root.setLevel(logging.WARNING)

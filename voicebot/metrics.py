@@ -7,7 +7,7 @@ somebody outside chooses. One registry for each process, made by whoever serves;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -22,8 +22,9 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from voicebot.admission import REFUSALS
 from voicebot.errors import KINDS
 from voicebot.record import CallSummary, Outcome, Part, ProviderRequest, TurnRecord
 
@@ -275,6 +276,19 @@ class Metrics:
         if not self._breakers:
             self._registry.register(_Collected(self._collect_breakers))
         self._breakers[part] = breakers
+
+    def show_refused(self, refused: Mapping[str, int]) -> None:
+        """Show how many connections and requests were refused, by the limit, as it is when asked."""
+
+        def collect() -> Iterator[Metric]:
+            family = CounterMetricFamily(
+                "voicebot_refused", "Connections and requests beyond a limit", labels=["reason"]
+            )
+            for reason in REFUSALS:
+                family.add_metric([reason], refused.get(reason, 0))
+            yield family
+
+        self._registry.register(_Collected(collect))
 
     def _collect_breakers(self) -> Iterator[Metric]:
         family = GaugeMetricFamily(

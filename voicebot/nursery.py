@@ -38,7 +38,8 @@ import trio
 
 from voicebot import audio, twilio, whose
 from voicebot.company import Company, waiting_tool
-from voicebot.dialog import Dialog
+from voicebot.context import shorten
+from voicebot.dialog import MAX_RESULT_TOKENS, Dialog
 from voicebot.errors import (
     ProviderError,
     RemoteProtocolError,
@@ -74,7 +75,7 @@ from voicebot.remote import Remote
 from voicebot.reply import Asked, Notes, OpenGuess, Reply
 from voicebot.speakers import USUAL, Mouth, Speaking, switching_tool
 from voicebot.thinking import Piece, Think, Thinker
-from voicebot.toolbox import BROKEN_OFF, TOO_LATE, Run, Toolbox
+from voicebot.toolbox import BROKEN_OFF, TOO_LATE, Run, Toolbox, last_number
 from voicebot.tries import Alternatives
 from voicebot.turns import (
     EndOfTurn,
@@ -237,7 +238,6 @@ class _Call:
         self._floor = Floor()
         self._ledger = Ledger(plan.pacing)
         self._turns = Turns(plan.endpointing, ports.endpointing, plan.interruption, plan.language)
-        numbered = sum(len(message.tool_calls) for message in before.history)
         asks = (asking_tool(self._expect, plan.keys),) if plan.may_ask_for_keys else ()
         waits = (waiting_tool(self._wait),) if plan.may_wait and plan.timeouts.idle_s else ()
         self._tongues = {
@@ -247,7 +247,9 @@ class _Call:
         names = list(self._tongues)
         switches = (switching_tool(names, self._speak_as),) if len(names) > 1 else ()
         self._toolbox = Toolbox(
-            (*waits, *asks, *switches, *ports.tools), plan.partings, numbered=numbered
+            (*waits, *asks, *switches, *ports.tools),
+            plan.partings,
+            numbered=last_number(before.history),
         )
         self._goes_on = resumption is not None
         self._dialog = Dialog(
@@ -751,7 +753,7 @@ class _Call:
         record.began = self._note("turn", number=record.number)
         if record.caller and self._fell is not None:
             record.fell = self._journal.since(self._fell)
-        self._journal.turns.append(record)
+        self._journal.begun(record)
         self._turns.bot_began()
         if reply.pieces:
             self._first("first_text", reply)
@@ -852,7 +854,7 @@ class _Call:
             extra = {"tool": name, "error": type(exc).__name__}
             _log.warning("tool_failed", exc_info=trace, extra=extra)
         finally:
-            result = self._keypad.hide(result)
+            result = shorten(self._keypad.hide(result), MAX_RESULT_TOKENS)
             record.ended, record.result = self._note("tool_done", name=name), result
             self._toolbox.finished(job, result)
             for call_id in job.calls:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
-BARGE_INS: Final = 1_000  # kept of a call; somebody who interrupts every three seconds for an hour
-TIMELINE_LENGTH: Final = 5_000  # events kept; an hour of lively talk has 2,000
-REQUESTS: Final = 2_000  # kept of a call; an hour of lively talk has 1,500, one a sentence
+# What is kept of a call has room in 1 MB with all else that it holds (`tests/test_memory.py`).
+BARGE_INS: Final = 300  # the first; an hour in which the caller interrupts every 12 s
+TIMELINE_LENGTH: Final = 1_000  # the newest events; half an hour of lively talk
+TURNS: Final = 200  # the newest; half an hour of them. Where there is a database it has all
+REQUESTS: Final = 500  # to providers, the newest; one for each sentence, some twenty minutes
 
 #: What providers are asked for: to recognise, to answer, to speak.
 Part = Literal["stt", "llm", "tts"]
@@ -170,8 +172,8 @@ class Journal:
         self._began = began
         self._watch = watch
         self._on_request = on_request
-        self._before = turns
-        self.turns: list[TurnRecord] = []
+        self.next_turn = turns  # the number of the turn that comes next
+        self.turns: deque[TurnRecord] = deque(maxlen=TURNS)
         self.barge_ins: list[BargeIn] = []
         self._barge_in = BargeIn(-1, 0.0, 0.0)  # the newest; before the first, nobody's
         self.timeline: deque[Moment] = deque(maxlen=TIMELINE_LENGTH)
@@ -179,10 +181,12 @@ class Journal:
         self.peaks: dict[str, float] = {}
         self.requests: deque[ProviderRequest] = deque(maxlen=REQUESTS)
 
-    @property
-    def next_turn(self) -> int:
-        """The number of the turn that comes next."""
-        return self._before + len(self.turns)
+    def begun(self, turn: TurnRecord) -> None:
+        """Put a turn on record; the oldest goes where there are too many."""
+        if len(self.turns) == TURNS:
+            self.count("turns_left_out")
+        self.turns.append(turn)
+        self.next_turn += 1
 
     def note(self, now: float, what: str, **detail: Any) -> float:
         """Put an event on the timeline; return when it happened in the call."""

@@ -17,8 +17,10 @@ from voicebot import telephony, twilio, twiml, whose, ws
 from voicebot.archive import Archive, open_archive
 from voicebot.bot import Bot
 from voicebot.call import Call
+from voicebot.client_address import counted_as, peer_of
 from voicebot.config import plan_of
 from voicebot.hooks import Hooks, open_hooks
+from voicebot.limits import Places
 from voicebot.metrics import Metrics
 from voicebot.nursery import run_call
 from voicebot.onward import KEPT
@@ -187,6 +189,8 @@ class _Calls:
         board.metrics.calls_live.set_function(lambda: len(self._remotes))
         board.metrics.leaked_tasks.set_function(self._left)
         self._parting = False  # the server stops
+        limits = board.settings.limits
+        self._unstarted = Places(limits.unstarted, limits.unstarted_per_address)
         self._away: dict[str, Call] = {}  # of calls that may come back, oldest first
 
     async def serve_media(self, scope: ws.Scope, receive: ws.Receive, send: ws.Send) -> None:
@@ -198,6 +202,10 @@ class _Calls:
             admit=self._board.admit,
             authenticate=self._authenticate,
             start_timeout_s=self._board.settings.start_timeout_s,
+            limits=self._board.settings.limits,
+            unstarted=self._unstarted.held(
+                counted_as(peer_of(scope)), "streams that have not started"
+            ),
         ) as socket:
             if socket is None:
                 return

@@ -19,33 +19,28 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from math import inf
-from typing import Any, Final, cast
+from typing import Final, cast
 
-import h11
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config, Sockets
 from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
-from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
+from hypercorn.protocol import h11 as hypercorn_h11
+from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio import run as hypercorn_run
 from hypercorn.trio.run import worker_serve as hypercorn_worker_serve
-from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
     AppWrapper,
     ASGIFramework,
-    ASGIReceiveEvent,
-    ASGISendEvent,
     ConnectionState,
     LifespanState,
-    Scope,
 )
 from hypercorn.utils import parse_socket_addr
-from wsproto.events import Message
 
-from voicebot import twilio
+from voicebot.exchange import Tasks, admission_of, tell
+from voicebot.framing import Http11, WebSocket
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +51,7 @@ SEND_DEADLINE_S: Final = 5.0
 SILENCE_S: Final = 15.0
 # An application whose socket has gone may go on this long, to close providers and write records.
 LINGER_S: Final = 10.0
-TIMER_S: Final = 1.0  # to start or end a timer takes one step of the loop
-CLOSE_S: Final = 1.0  # to close takes as little, but with TLS whose peer must answer
-# Twice what the codec takes, so that the codec is the one to name a message just too long.
-MAX_MESSAGE_CHARS: Final = 2 * twilio.MAX_MESSAGE_CHARS
+TIMER_S: Final = 1.0  # to start or end a timer, or to close, takes a step or two of the loop
 # Whoever signals hypercorn's main process and its workers has done so by then; nobody who signals
 # twice is so quick.
 TOGETHER_S: Final = 0.5
@@ -78,6 +70,7 @@ def contain() -> None:
     """
     hypercorn_run.TCPServer = ContainedServer  # type: ignore[attr-defined]  # see above
     hypercorn_run.worker_serve = _serve_and_drain
+    hypercorn_h11.WSStream = WebSocket  # type: ignore[attr-defined]  # by name as well
     Config.alpn_protocols = ["http/1.1"]
 
 
@@ -196,9 +189,9 @@ class ContainedServer(TCPServer):
     - A peer that does not read holds its sender, and the exit of the process, for ever (not
       reported): `_write`.
     - The full queue of an application that has ended, or that is itself the sender, is waited
-      on for ever (not reported): `_Exchange`.
+      on for ever (not reported): `Exchange`.
     - A send to a peer that has gone returns at once, so that a loop of sends holds the process
-      for ever (not reported): `_Exchange`.
+      for ever (not reported): `Exchange`.
     - An application's last send starts the idle timer, behind the disconnect: one that takes that
       for its end, as quart does, cancels the start, and nothing closes the idle connection, not
       even the end of the server (not reported): `protocol_send`.
@@ -207,11 +200,14 @@ class ContainedServer(TCPServer):
     - A reader parked between pipelined requests is never woken when the connection breaks (not
       reported): `_reading`.
     - A WebSocket message is stored before it is measured, and the peer is read on afterwards
-      (not reported): `_BoundedBuffer`.
-    - Compression cannot be declined, and inflates before the limit (#307): `_H11`.
+      (not reported): `_BoundedBuffer`, `WebSocket`.
+    - Compression cannot be declined, and inflates before the limit (#307): `Http11`.
+    - Pings and empty fragments are handled without limit (not reported): `WebSocket`.
+    - Nothing limits connections, nor how fast they come: `_enter`, `Tasks._may_ask`, by
+      `admission.py`.
     """
 
-    protocol: _H11  # type: ignore[assignment]  # never the wrapper that can become HTTP/2
+    protocol: Http11  # type: ignore[assignment]  # never the wrapper that can become HTTP/2
 
     def __init__(
         self,
@@ -222,6 +218,7 @@ class ContainedServer(TCPServer):
         stream: trio.SSLStream[trio.SocketStream],
     ) -> None:
         super().__init__(app, config, context, state, stream)
+        self.admission = admission_of(app, config)
         # The command line builds its own Config, which knows none of our limits.
         self.send_deadline_s: float = getattr(config, "send_deadline_s", SEND_DEADLINE_S)
         self.silence_s: float = config.read_timeout or SILENCE_S
@@ -234,38 +231,52 @@ class ContainedServer(TCPServer):
         """Serve the connection to its end. No exception but a cancellation leaves this."""
         try:
             async with self.stream:
-                await self._run()
+                await self._enter()
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer has gone, which is how connections end
         except* Exception as group:
             logger.warning("connection_failed", exc_info=group, extra={"peer": self.peer})
 
-    async def _run(self) -> None:
+    async def _enter(self) -> None:
+        """Ask for admission, before a byte is read; who may not is dropped without an answer."""
         # hypercorn's annotation knows TLS only.
         stream = cast("trio.SSLStream[trio.SocketStream] | trio.SocketStream", self.stream)
-        if isinstance(stream, trio.SSLStream):
-            transport = stream.transport_stream.socket
-            with trio.move_on_after(self.config.ssl_handshake_timeout) as handshake:
-                await stream.do_handshake()
-            if handshake.cancelled_caught:
-                return
-        else:
-            transport = stream.socket
+        tcp = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+        transport = tcp.socket
         client = parse_socket_addr(transport.family, transport.getpeername())
-        server = parse_socket_addr(transport.family, transport.getsockname())
-        if client is not None:
-            self.peer = f"{client[0]}:{client[1]}"
+        address = "" if client is None else client[0]
+        refused = self.admission.connect(address, trio.current_time())
+        if refused is not None:
+            tell(self.admission, "connection_refused", refused, address)
+            await trio.aclose_forcefully(stream)
+            return
+        try:
+            if client is not None:
+                self.peer = f"{client[0]}:{client[1]}"
+            if isinstance(stream, trio.SSLStream):
+                with trio.move_on_after(self.config.ssl_handshake_timeout) as handshake:
+                    await stream.do_handshake()
+                if handshake.cancelled_caught:
+                    return
+            server = parse_socket_addr(transport.family, transport.getsockname())
+            await self._run(stream is not tcp, client, server)
+        finally:
+            self.admission.leave(address)
+
+    async def _run(
+        self, tls: bool, client: tuple[str, int] | None, server: tuple[str, int] | None
+    ) -> None:
         # Owns: the reader (this task), the idle timer, the application. Ends when all have, or
         # LINGER_S after the transport is known to be dead.
         async with trio.open_nursery() as nursery:
-            self._task_group = _Tasks(nursery, self.peer)
-            self.protocol = _H11(
+            self._task_group = Tasks(nursery, self.peer, self.admission)
+            self.protocol = Http11(
                 self.app,
                 self.config,
                 self.context,
                 self._task_group,
                 ConnectionState(self.state),
-                isinstance(stream, trio.SSLStream),
+                tls,
                 client,
                 server,
                 self.protocol_send,
@@ -283,13 +294,13 @@ class ContainedServer(TCPServer):
 
     async def _read_data(self) -> None:
         try:
-            while not self.protocol.overflowed:
+            while self.protocol.cut_off is None:
                 self._allow_silence()
                 data = await self.stream.receive_some(MAX_RECV)
                 await self.protocol.handle(RawData(bytes(data)))
                 if not data:
                     return
-            logger.warning("oversized_message", extra={"peer": self.peer})
+            logger.warning(self.protocol.cut_off, extra={"peer": self.peer})
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer has gone, or this side has closed
 
@@ -308,7 +319,8 @@ class ContainedServer(TCPServer):
         if isinstance(event, RawData):
             await self._write(event.data)
         elif isinstance(event, Closed):
-            with trio.move_on_after(CLOSE_S, shield=True):
+            # Its peer need not answer; TLS says a word, which need not be taken.
+            with trio.move_on_after(TIMER_S, shield=True):
                 await super().protocol_send(event)
         elif not self._reading.cancel_called:  # no idle timer for a connection that has ended
             # Waits for no peer and no application; the bound is for what a new hypercorn may do.
@@ -334,140 +346,3 @@ class ContainedServer(TCPServer):
         # Half a message may be out: nothing can follow it on this transport.
         self._reading.cancel(reason="broken")
         await trio.aclose_forcefully(self.stream)
-
-
-class _Tasks(TaskGroup):
-    """Where hypercorn's protocol classes start tasks: a plain nursery, which `_run` entered."""
-
-    _nursery: trio.Nursery
-
-    def __init__(self, nursery: trio.Nursery, peer: str) -> None:
-        super().__init__()
-        self._nursery = nursery
-        self._peer = peer
-
-    async def spawn_app(
-        self,
-        app: AppWrapper,
-        config: Config,
-        scope: Scope,
-        send: Callable[[ASGISendEvent | None], Awaitable[None]],
-    ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
-        exchange = _Exchange(config.max_app_queue_size, send)
-        self._nursery.start_soon(
-            self._run_app, app, scope, exchange, name=f"{scope['type']} {self._peer}"
-        )
-        return exchange.put
-
-    async def _run_app(self, app: AppWrapper, scope: Scope, exchange: _Exchange) -> None:
-        threads = trio.to_thread.run_sync, trio.from_thread.run
-        try:
-            await app(scope, exchange.receive, exchange.send, *threads)
-        except* _PeerGone:
-            pass  # an application may leave it to us
-        except* Exception as group:
-            logger.error("application_failed", exc_info=group, extra={"peer": self._peer})
-        await exchange.end()
-
-
-class _PeerGone(OSError):
-    """What a send raises once the peer has gone, as ASGI 2.4 has it."""
-
-
-class _Exchange:
-    """One application's messages, both ways.
-
-    A disconnect is never queued: it closes the queue, so that it needs no room, and is what
-    `receive` returns from then on; what still waits for room is dropped. So nothing waits here
-    for an application that has ended, because its end brings the disconnect.
-
-    A send after the disconnect is a checkpoint, and raises where it is a WebSocket's: a loop of
-    sends would hold the process for ever otherwise.
-    """
-
-    def __init__(self, size: int, send: Callable[[ASGISendEvent | None], Awaitable[None]]) -> None:
-        self._queue_send, self._queue_receive = trio.open_memory_channel[ASGIReceiveEvent](size)
-        self._disconnect: ASGIReceiveEvent | None = None
-        self._protocol_send = send
-
-    async def put(self, message: ASGIReceiveEvent) -> None:
-        if message["type"].endswith(".disconnect"):
-            self._disconnect = message
-            self._queue_send.close()
-            return
-        try:
-            await self._queue_send.send(message)
-        except trio.ClosedResourceError:
-            pass  # the disconnect has overtaken it
-
-    async def receive(self) -> ASGIReceiveEvent:
-        try:
-            return await self._queue_receive.receive()
-        except trio.EndOfChannel:
-            assert self._disconnect is not None
-            return self._disconnect
-
-    async def send(self, message: ASGISendEvent) -> None:
-        if self._disconnect is None:
-            await self._protocol_send(message)
-        else:
-            await trio.lowlevel.checkpoint()
-            if self._disconnect["type"] == "websocket.disconnect":
-                raise _PeerGone
-
-    async def end(self) -> None:
-        """Say that the application has ended; where it said nothing, the answer is 500 or 1011."""
-        await self._protocol_send(None)
-
-
-class _H11(H11Protocol):
-    """HTTP/1.1 and WebSocket without compression, without HTTP/2, with bounded messages."""
-
-    _buffer: _BoundedBuffer | None = None
-
-    @property
-    def overflowed(self) -> bool:
-        """Whether the peer has sent a message over the limit; it has been told 1009."""
-        return self._buffer is not None and self._buffer.overflowed
-
-    async def handle(self, event: Event) -> None:
-        if isinstance(event, RawData) and event.data and self._awaits_accept:
-            await self.send(Closed())
-        else:
-            await super().handle(event)
-
-    @property
-    def _awaits_accept(self) -> bool:
-        """Whether the peer must be silent, its upgrade not being answered yet (RFC 6455, 4.1)."""
-        return isinstance(self.stream, WSStream) and not self.stream.handshake.accepted
-
-    async def _check_protocol(self, event: h11.Request) -> None:
-        """Answer an upgrade to HTTP/2, and HTTP/2 without asking, as the HTTP/1.1 they are."""
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        offer = b"sec-websocket-extensions"
-        if any(name == offer for name, _ in request.headers):
-            request = h11.Request(
-                method=request.method,
-                target=request.target,
-                headers=[(name, value) for name, value in request.headers if name != offer],
-                http_version=request.http_version,
-            )
-        await super()._create_stream(request)
-        if isinstance(self.stream, WSStream) and isinstance(self.connection, H11WSConnection):
-            limit = min(self.config.websocket_max_message_size, MAX_MESSAGE_CHARS)
-            self.stream.buffer = self._buffer = _BoundedBuffer(limit)
-            if self._awaits_accept and self.connection.buffer:
-                await self.send(Closed())
-
-
-class _BoundedBuffer(WebsocketBuffer):
-    """Measures before it stores; hypercorn stores first."""
-
-    overflowed = False
-
-    def extend(self, event: Message[Any]) -> None:
-        self.overflowed = self.length + len(event.data) > self.max_length
-        if self.overflowed:
-            raise FrameTooLargeError
-        super().extend(event)

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from voicebot.call_record import FINAL_STATUSES, CallRecord, Direction
 from voicebot.errors import CallRefused, Draining
-from voicebot.record import joined
+from voicebot.record import TURNS, joined
 
 #: Is told a record that has changed, and which turns of it are new or different.
 Follower = Callable[[CallRecord, Sequence[Mapping[str, Any]]], None]
@@ -117,7 +117,7 @@ class CallStore:
         """Take turns that are over, or of which more is known, as plain values."""
         if record := self._records.get(sid):
             known = {turn["number"]: turn for turn in (*record.turns, *turns)}
-            self._change(record, turns, turns=tuple(known.values()), updated_at=at)
+            self._change(record, turns, turns=tuple(known.values())[-TURNS:], updated_at=at)
 
     def summarise(self, sid: str, summary: Mapping[str, Any]) -> None:
         """Attach what the engine says of the stream it has just finished; a call may have some."""

@@ -12,20 +12,31 @@ by a model that did not see the result, or by a caller who did not hear of it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import trio
 
 from voicebot.parting import Parting, read_arguments
-from voicebot.ports import Tool, ToolCall
+from voicebot.ports import Message, Tool, ToolCall
 from voicebot.record import TurnRecord
 
 NOT_STARTED: Final = "not run: the caller interrupted"
 BROKEN_OFF: Final = "broken off before it had finished"
 TOO_LATE: Final = "failed: it took too long"
 _FAILURES: Final = ("failed: ", "not run", "broken off", "there is no tool named")
+
+
+# Requests that are remembered so that none is carried out twice: a caller who lets no reply be
+# heard to its end has only open ones.
+REQUESTS: Final = 30
+
+
+def last_number(history: Iterable[Message]) -> int:
+    """Return the number of the last tool call of a conversation, as `Toolbox.name` gives them."""
+    ids = (call.id.removeprefix("call_") for message in history for call in message.tool_calls)
+    return max((int(text) for text in ids if text.isdecimal()), default=0)
 
 
 def has_failed(result: str) -> bool:
@@ -71,7 +82,7 @@ class Toolbox:
     def __init__(
         self, tools: Sequence[Tool], partings: Sequence[Parting] = (), *, numbered: int = 0
     ) -> None:
-        """`numbered`: how many calls there are in a conversation that goes on."""
+        """`numbered`: the number of the last call in a conversation that goes on."""
         self._tools = {tool.name: tool for tool in tools}
         self.part_by(partings)
         self.offered = (
@@ -116,6 +127,9 @@ class Toolbox:
         job = Job(tool, arguments, [call.id])
         if not tool.idempotent:
             self._once[key] = job
+            if len(self._once) > REQUESTS:  # the oldest that is over
+                over = (key for key, job in self._once.items() if job.done.is_set())
+                self._once.pop(next(over, key), None)
         return job, ""
 
     def untorn(self) -> list[Job]:

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
 from voicebot.errors import RemoteProtocolError
+from voicebot.limits import Limits
 
-# A media message of 20 ms is about 400 characters. 64 KiB is 160 times that, and what other
-# servers of this protocol accept at most.
-MAX_MESSAGE_CHARS: Final = 65_536
+USUAL: Final = Limits()
+
+MAX_NUMBER_CHARS: Final = 32  # Twilio's are 8000 and 1; a long one takes quadratic time
 # 5 s of audio in one message. Twilio sends 160 bytes; more than this is not live audio.
 MAX_AUDIO_BYTES: Final = 40_000
 
@@ -121,7 +122,8 @@ class MediaStream:
     peer whose idea of the call cannot be trusted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = USUAL) -> None:
+        self._limits = limits
         self.start: Start | None = None
         self.ended = False
         self._sequence = 0
@@ -133,16 +135,20 @@ class MediaStream:
             RemoteProtocolError: oversized message or second start; the stream must be closed
                 with the error's `close_code`.
         """
-        if len(message) > MAX_MESSAGE_CHARS:
+        if len(message) > self._limits.message_chars:
             raise RemoteProtocolError(
                 "oversized_message", f"{len(message)} characters", close_code=1009
             )
         if not isinstance(message, str):
             return Anomaly("binary_message", f"{len(message or b'')} bytes")
         try:
-            fields = json.loads(message)
+            fields = _DECODE(message)
         except (ValueError, RecursionError) as exc:
-            return Anomaly("not_json", str(exc))
+            return Anomaly("not_json", str(exc)[:80])
+        most = self._limits.json_depth
+        # Brackets in strings count as well, so many of them are only a reason to look.
+        if message.count("{") + message.count("[") > most and _depth(fields) > most:
+            return Anomaly("too_deep", f"more than {most}")
         if not isinstance(fields, dict):
             return Anomaly("not_an_object", type(fields).__name__)
         try:
@@ -222,7 +228,7 @@ class MediaStream:
             stream_sid=_text(start, "streamSid"),
             call_sid=_text(start, "callSid"),
             account_sid=_text(start, "accountSid"),
-            parameters={str(key): str(value) for key, value in parameters.items()},
+            parameters={_whole(str(key)): _whole(str(value)) for key, value in parameters.items()},
         )
 
 
@@ -250,6 +256,39 @@ def encode(stream_sid: str, message: Outbound) -> str:
             assert_never(unreachable)
 
 
+def _short(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return what converts a number of JSON, unless it is of a length that costs time."""
+
+    def converted(digits: str) -> Any:
+        if len(digits) > MAX_NUMBER_CHARS:
+            raise ValueError(f"a number of {len(digits)} characters")
+        return convert(digits)
+
+    return converted
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")  # NaN and Infinity, which Python would take
+
+
+# Made once: `json.loads` with arguments makes one for each message. Of a name that comes twice in
+# an object the last counts.
+_DECODE: Final = json.JSONDecoder(
+    parse_int=_short(int), parse_float=_short(float), parse_constant=_no_constant
+).decode
+
+
+def _depth(value: Any) -> int:
+    """Return how deep objects and arrays are in each other; without recursion."""
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        level = [
+            inner for one in level for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return depth
+
+
 class _Malformed(Exception):
     """A field is absent or of the wrong kind; becomes an `Anomaly`."""
 
@@ -268,10 +307,16 @@ def _object(fields: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _text(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name)
-    # A name of over 200 characters is nothing that Twilio or this server ever sends.
-    if not isinstance(value, str) or not value or len(value) > 200:
+    # A name of over 200 characters, or not in ASCII, is nothing that Twilio or this server ever
+    # sends; and half of a surrogate pair could be written nowhere.
+    if not isinstance(value, str) or not value or len(value) > 200 or not value.isascii():
         raise _Malformed("missing_field", name)
     return value
+
+
+def _whole(text: str) -> str:
+    """Return a text that can be written: with "?" for halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _number(fields: dict[str, Any], name: str) -> int:

@@ -17,15 +17,18 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any, Final
 
 import trio
 
 from voicebot import twilio
 from voicebot.errors import CallRefused, LocalProtocolError, RemoteProtocolError, SocketClosed
+from voicebot.limits import Bucket, Limits
 
 logger = logging.getLogger(__name__)
+
+USUAL: Final = Limits()
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -47,6 +50,8 @@ async def open_media_socket(
     admit: Callable[[Scope], None],
     authenticate: Callable[[twilio.Start], None],
     start_timeout_s: float,
+    limits: Limits = USUAL,
+    unstarted: AbstractContextManager[None] | None = None,
 ) -> AsyncGenerator[AsgiMediaSocket | None]:
     """Open the media socket of one call; None if it is not to be, which has been logged.
 
@@ -54,13 +59,17 @@ async def open_media_socket(
         admit: raises `CallRefused` for an upgrade that is not to be taken.
         authenticate: raises `CallRefused` for a stream that is not of a call we answered.
         start_timeout_s: from the upgrade to `start`, whatever else comes in between.
+        limits: what this stream may take.
+        unstarted: a place among those whose call is not known yet, held until it is; raises
+            `CallRefused` where there is none.
 
     Cancellation: the peer is told 1012, "service restart".
     Owns: the WebSocket, until the block is left; then it is closed, if nobody has done so: with
         1011 after an error, else with 1000.
     """
-    socket = AsgiMediaSocket(scope, receive, send)
-    if not await _begin(socket, admit, authenticate, start_timeout_s):
+    socket = AsgiMediaSocket(scope, receive, send, limits)
+    place = nullcontext() if unstarted is None else unstarted
+    if not await _begin(socket, admit, authenticate, start_timeout_s, place):
         yield None
         return
     code = 1012  # unless something else is known, it is a cancellation, alone or in a group
@@ -81,13 +90,16 @@ async def _begin(
     admit: Callable[[Scope], None],
     authenticate: Callable[[twilio.Start], None],
     start_timeout_s: float,
+    unstarted: AbstractContextManager[None],
 ) -> bool:
     """Bring a socket to the point where it is a call's, or to its end."""
     try:
-        await socket.accept(admit)
-        with trio.fail_after(start_timeout_s):
-            await socket.wait_for_start()
-        authenticate(socket.start)
+        await socket.wait_for_upgrade(admit)
+        with unstarted:
+            await socket.accept()
+            with trio.fail_after(start_timeout_s):
+                await socket.wait_for_start()
+            authenticate(socket.start)
     except (CallRefused, trio.TooSlowError) as exc:
         reason = "no_start" if isinstance(exc, trio.TooSlowError) else str(exc)
         logger.warning("stream_refused", extra={"reason": reason, **socket.description()})
@@ -104,13 +116,14 @@ async def _begin(
 class AsgiMediaSocket:
     """A `MediaSocket` on an ASGI connection."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits = USUAL) -> None:
         self._scope = scope
         host, port = scope.get("client") or ("?", 0)
         self._peer = f"{host}:{port}"
         self._asgi_receive = receive
         self._asgi_send = send
-        self._stream = twilio.MediaStream()
+        self._stream = twilio.MediaStream(limits)
+        self._keys = Bucket(limits.keys_per_s, limits.burst_s)
         self._anomalies: Counter[str] = Counter()
         self._accepted = False
         self._connected = False
@@ -134,15 +147,21 @@ class AsgiMediaSocket:
             "anomalies": dict(self._anomalies),
         }
 
-    async def accept(self, admit: Callable[[Scope], None]) -> None:
-        """Take the upgrade, without a subprotocol: Twilio offers none.
+    async def wait_for_upgrade(self, admit: Callable[[Scope], None]) -> None:
+        """Wait for the upgrade, and look at it.
 
         Raises:
             CallRefused: `admit` did; to close now is to answer HTTP 403.
-            SocketClosed: the peer is gone.
         """
         await self._asgi_receive()  # websocket.connect, which is always the first
         admit(self._scope)
+
+    async def accept(self) -> None:
+        """Take the upgrade, without a subprotocol: Twilio offers none.
+
+        Raises:
+            SocketClosed: the peer is gone.
+        """
         await self._asgi({"type": "websocket.accept"})
         self._accepted = True
 
@@ -222,6 +241,8 @@ class AsgiMediaSocket:
             if self._connected:
                 event = twilio.Anomaly("second_connected")
             self._connected = True
+        if isinstance(event, twilio.Dtmf) and not self._keys.take(trio.current_time()):
+            event = twilio.Anomaly("too_many_keys")
         if not isinstance(event, twilio.Anomaly):
             return event
         self._anomalies[event.kind] += 1
