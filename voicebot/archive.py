@@ -121,6 +121,11 @@ class Archive:
         self._beat_at = self._expire_at = -inf
         self._finishing = False
 
+    @property
+    def database(self) -> Database:
+        """What it writes to."""
+        return self._database
+
     # --- Writing
 
     def changed(self, record: CallRecord, turns: Sequence[Mapping[str, Any]]) -> None:

@@ -229,6 +229,17 @@ class Settings(BaseSettings):
         "postgresql://USER:PASSWORD@HOST/NAME; empty: only as long as the process runs. The "
         "default is in the folder where .env is read from as well",
     )
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="processes of `serve`, one for each core, which share one port and the "
+        "database; each has VOICEBOT_MAX_CALLS. Embedded speech takes two cores for one",
+    )
+    shared: bool = Field(
+        False,
+        description="whether other processes serve under the same PUBLIC_URL with this database. "
+        "Set by VOICEBOT_WORKERS; set it for processes that are started otherwise. Each step of "
+        "a call then asks the database",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     # The engine; the defaults and their reasons stand beside the code that uses them.
@@ -423,6 +434,11 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             "VOICEBOT_DATABASE_URL: must be sqlite:///FILE or "
             "postgresql://USER:PASSWORD@HOST/NAME, or empty"
+        )
+    if (settings.shared or settings.workers > 1) and not database:
+        problems.append(
+            "VOICEBOT_DATABASE_URL: is empty, and several processes agree by way of it; set it, or "
+            "unset VOICEBOT_WORKERS and VOICEBOT_SHARED"
         )
     problems += _check_url("TWILIO_API_URL", settings.twilio_api_url)
     problems += _check_url("DEEPGRAM_URL", settings.deepgram_url)

@@ -45,7 +45,7 @@ async def open_media_socket(
     send: Send,
     *,
     admit: Callable[[Scope], None],
-    authenticate: Callable[[twilio.Start], None],
+    authenticate: Callable[[twilio.Start], Awaitable[None]],
     start_timeout_s: float,
 ) -> AsyncGenerator[AsgiMediaSocket | None]:
     """Open the media socket of one call; None if it is not to be, which has been logged.
@@ -53,7 +53,7 @@ async def open_media_socket(
     Args:
         admit: raises `CallRefused` for an upgrade that is not to be taken.
         authenticate: raises `CallRefused` for a stream that is not of a call we answered.
-        start_timeout_s: from the upgrade to `start`, whatever else comes in between.
+        start_timeout_s: from the upgrade to the answer to `start`, whatever comes in between.
 
     Cancellation: the peer is told 1012, "service restart".
     Owns: the WebSocket, until the block is left; then it is closed, if nobody has done so: with
@@ -79,7 +79,7 @@ async def open_media_socket(
 async def _begin(
     socket: AsgiMediaSocket,
     admit: Callable[[Scope], None],
-    authenticate: Callable[[twilio.Start], None],
+    authenticate: Callable[[twilio.Start], Awaitable[None]],
     start_timeout_s: float,
 ) -> bool:
     """Bring a socket to the point where it is a call's, or to its end."""
@@ -87,7 +87,7 @@ async def _begin(
         await socket.accept(admit)
         with trio.fail_after(start_timeout_s):
             await socket.wait_for_start()
-        authenticate(socket.start)
+            await authenticate(socket.start)
     except (CallRefused, trio.TooSlowError) as exc:
         reason = "no_start" if isinstance(exc, trio.TooSlowError) else str(exc)
         logger.warning("stream_refused", extra={"reason": reason, **socket.description()})
