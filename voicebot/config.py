@@ -51,6 +51,12 @@ _MAY_BE_EMPTY: Final = frozenset(
 _DATABASE: Final = re.compile(r"sqlite:///?[^/]|sqlite:////|postgres(ql)?(\+psycopg)?://")
 _ACCOUNT_SID: Final = re.compile(r"AC[0-9a-f]{32}", re.ASCII)
 
+MOST_WORKERS: Final = 64  # cores of a large machine
+SHARES_NOTHING: Final = (
+    "VOICEBOT_DATABASE_URL: is empty, and several processes agree by way of it; set it, or do "
+    "without VOICEBOT_WORKERS and VOICEBOT_SHARED"
+)
+
 DEFAULT_PROMPT: Final = (
     "You are the receptionist of Trattoria Aurora, on the phone. Answer in one or two short "
     "sentences of plain spoken English: no lists, no markup, no emoji. The restaurant is open "
@@ -229,7 +235,7 @@ class Settings(BaseSettings):
         "postgresql://USER:PASSWORD@HOST/NAME; empty: only as long as the process runs. The "
         "default is in the folder where .env is read from as well",
     )
-    workers: Annotated[int, Field(ge=1, le=64)] = Field(
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(
         1,
         description="processes of `serve`, one for each core, which share one port and the "
         "database; each has VOICEBOT_MAX_CALLS. Embedded speech takes two cores for one",
@@ -436,10 +442,7 @@ def _contradictions(settings: Settings) -> list[str]:
             "postgresql://USER:PASSWORD@HOST/NAME, or empty"
         )
     if (settings.shared or settings.workers > 1) and not database:
-        problems.append(
-            "VOICEBOT_DATABASE_URL: is empty, and several processes agree by way of it; set it, or "
-            "unset VOICEBOT_WORKERS and VOICEBOT_SHARED"
-        )
+        problems.append(SHARES_NOTHING)
     problems += _check_url("TWILIO_API_URL", settings.twilio_api_url)
     problems += _check_url("DEEPGRAM_URL", settings.deepgram_url)
     problems += _check_url("GROQ_BASE_URL", settings.groq_base_url)
