@@ -150,7 +150,7 @@ def _serve(args: argparse.Namespace) -> int:
     workers = settings.workers if args.workers is None else args.workers
     if args.worker is None:
         _check_workers(settings, workers)
-        print(start_screen(settings, args.host, args.port, bot), flush=True)
+        print(start_screen(settings, args.host, args.port, bot, workers), flush=True)
     failure, status = None, 0
     try:
         if workers > 1 and args.worker is None:

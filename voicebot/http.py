@@ -557,12 +557,13 @@ def _calls(app: App) -> Blueprint:
     async def forget(sid: str) -> Reply | TextReply:
         archive = opened()
         record = store.get(sid) if archive is None else await archive.get(sid)
-        if record is not None and record.live:
+        # What is known of it may be a fraction of a second behind.
+        forgotten = await board.shared.step((sid,), partial(board.forget, sid))
+        if not forgotten or (record is not None and record.live):
             return _error(409, "the call is live; hang up first")
         # The record last: as long as it is there, whoever was told 503 knows what to ask for.
         recorder = None if app.service is None else app.service.recorder
         recorded = recorder is not None and await recorder.delete(sid)
-        await board.shared.step((sid,), partial(board.forget, sid))
         if archive is not None:
             await archive.forget(sid)
         store.forget(sid)

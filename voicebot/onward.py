@@ -1,6 +1,6 @@
 """What a call goes on with when its media stream has ended, and how it comes back.
 
-Synchronous, in memory: where several processes serve, `shared.py` brings a call to the one that is
+Synchronous, in memory; where several processes serve, `shared.py` brings a call to the one that is
 asked. The engine says what the bot wants (`parting.Ending`); Twilio asks for it by the `action` of
 `<Connect>`, and by that of `<Dial>` when somebody has been talked to, or has not answered. A call
 that comes back goes on with the same conversation, in which the tool has a result now.

@@ -124,6 +124,8 @@ class hold_port:  # a context manager
         self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._held.bind(address)
+        # Only for the bind, past connections that linger: kept, it would let others in.
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         return int(address[1])
 
     def __exit__(self, *exc: object) -> None:

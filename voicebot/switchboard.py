@@ -303,8 +303,17 @@ class Switchboard:
         text = "" if ending is None else str(ending.arguments.get("summary", ""))
         return twiml.say_twiml(text, self.settings.language)
 
-    def forget(self, call_sid: str) -> None:
-        """Forget what was to come of a call that is over, all but that its token was used."""
+    def forget(self, call_sid: str) -> bool:
+        """Forget what was to come of a call, all but that its token was used.
+
+        Returns whether that was done: not of a call that is live, here or in another process.
+        """
+        if self.store.is_live(call_sid) or self.live_elsewhere(call_sid):
+            return False
+        self._is_over(call_sid)
+        return True
+
+    def _is_over(self, call_sid: str) -> None:
         self.lines.release(call_sid, unused_only=True)
         self._asked.pop(call_sid, None)
         self.onward.over(call_sid)
@@ -375,7 +384,7 @@ class Switchboard:
         if (told := self.store.get(call_sid)) is not None:
             self.tollgate.over(told)
         if status in FINAL_STATUSES:
-            self.forget(call_sid)
+            self._is_over(call_sid)
             self._freed.ring()
 
     def take_stream_status(self, form: Form) -> None:
