@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -372,6 +373,26 @@ async def test_a_call_that_leaves_one_comes_back_to_the_other_with_its_conversat
         assert resumption.history[1].tool_calls == (ToolCall("t1", "transfer", "{}"),)
         assert 30.0 <= resumption.elapsed_s < 45.0
         assert notes == {"state": {"n": 1}}
+
+
+async def test_keys_are_pressed_by_one_for_a_stream_of_the_other(tmp_path: Path) -> None:
+    async with two(f"sqlite:///{tmp_path}/calls.db") as (a, b):
+        await a.redeem(await a.token())
+        so_far = transfer().so_far
+        await a.leave(Ending(Outcome.PRESSING_KEYS, {"digits": "12#"}, "t1", so_far))
+        answer = await b.after("stream")
+        assert [verb.tag for verb in ET.fromstring(answer)] == ["Play", "Connect"]
+        await a.redeem(parameter(answer))
+
+
+async def test_a_call_that_is_live_in_one_is_not_deleted_by_the_other(tmp_path: Path) -> None:
+    async with two(f"sqlite:///{tmp_path}/calls.db") as (a, b):
+        await a.redeem(await a.token())
+        with a.board.live(CALL_SID):
+            for each in (a, b):
+                assert not await each.shared.step((CALL_SID,), partial(each.board.forget, CALL_SID))
+        await a.over()
+        assert await b.shared.step((CALL_SID,), partial(b.board.forget, CALL_SID))
 
 
 @pytest.mark.parametrize("end", ["status", "talked", "time"])

@@ -324,6 +324,8 @@ class Archive:
             StoreError: the database cannot be read, and this process does not know the call.
         """
         ours = self._store.get(sid)
+        if ours is None and sid in self._pending:
+            ours = self._pending[sid].record
         try:
             known = await self._ask(lambda: self._database.get(sid))
         except StoreError:

@@ -53,7 +53,11 @@ class Board(Protocol):
         ...
 
     def hand_out(self, key: str, ahead_s: float) -> Standing:
-        """Return how a call stands, and forget it unless it is live here."""
+        """Return how a call stands, and forget its line, unless it is live here."""
+        ...
+
+    def let_go(self, key: str) -> None:
+        """Forget the rest of a call that is not to be live here."""
         ...
 
 
@@ -123,7 +127,11 @@ class Shared:
             board.lines.others = None
             for key in keys:
                 standing = board.hand_out(key, ahead_s)
-                changed[key] = self._known(known.get(key), standing, board.store.is_live(key))
+                now_known = self._known(known.get(key), standing, board.store.is_live(key))
+                changed[key] = now_known
+                line = standing.line
+                if line is None or line.until is not None or now_known.process != self._process:
+                    board.let_go(key)
         return changed
 
     def _known(self, before: Known | None, standing: Standing, ours: bool) -> Known:
@@ -174,10 +182,13 @@ class Shared:
         await self.answered(sid, await self.step((sid,), who))
 
     async def _keep(self) -> None:
-        lines = self._board.lines
-        free = 0 if lines.closed else lines.limit
+        def keep() -> None:
+            lines = self._board.lines
+            free = 0 if lines.closed else lines.limit  # by now, if this had to wait
+            self._table.keep(self._process, free, live)
+
         live = self._board.store.live_sids
-        await self._ask(lambda: self._table.keep(self._process, free, live))
+        await self._ask(keep)
 
     async def begin(self) -> None:
         """Say that this process takes calls. Raises as `step`."""

@@ -338,7 +338,7 @@ class Switchboard:
             self.store.adopt(standing.record)
 
     def hand_out(self, key: str, ahead_s: float) -> Standing:
-        """Return how a call stands, and forget it unless it is live here."""
+        """Return how a call stands, and forget its line, unless it is live here."""
         line, past = self.lines.take(key)
         if line is not None and line.until is not None:
             line = replace(line, until=line.until - ahead_s)
@@ -346,10 +346,13 @@ class Switchboard:
         if away is not None:
             away = replace(away, since=away.since - ahead_s)
         call = self._asked.get(key)
-        if not self.lines.holds(key):
-            self._asked.pop(key, None)
         asked = None if call is None else asdict(call)
         return Standing(line, past, away, asked, self.store.get(key))
+
+    def let_go(self, key: str) -> None:
+        """Forget the rest of a call that is not to be live here: others may know better by now."""
+        self._asked.pop(key, None)
+        self.store.forget(key)
 
     # --- Answering machines
 

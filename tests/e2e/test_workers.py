@@ -25,7 +25,7 @@ import trio
 
 from tests.databases import database_url, postgres_server
 from tests.e2e.running import PUBLIC_URL, recorded
-from tests.e2e.test_drain import APOLOGY, children, listener, ready
+from tests.e2e.test_drain import APOLOGY, listener, ready
 from tests.e2e.test_real_call import environment
 from tests.e2e.test_telephone import COLLEAGUE, KEY, PUTTING, TO, says
 from tests.test_serving import free_port
@@ -74,8 +74,11 @@ class Team:
         self.process.terminate()
         assert await self.process.wait() == 0
 
-    async def pids(self) -> list[int]:
-        return children(self.process.pid)
+    def pids(self) -> list[int]:
+        """Return the workers, as started: each thread of the supervisor has its children."""
+        threads = os.listdir(f"/proc/{self.process.pid}/task")
+        paths = (Path(f"/proc/{self.process.pid}/task/{each}/children") for each in threads)
+        return sorted(int(pid) for path in paths for pid in path.read_text().split())
 
     async def records(self) -> dict[str, dict[str, Any]]:
         """Return the records, from the database."""
@@ -340,8 +343,8 @@ async def test_a_worker_that_is_killed_takes_its_calls_and_no_other(tmp_path: Pa
         here.route = lambda path: streams(path) if crosswise(path) else 0
         calls = [await here.place_and_talk() for _ in range(4)]
         records = [(await here.clients[0].get(f"/calls/{call.sid}")).json() for call in calls]
-        assert len({record["process"] for record in records}) == 2
-        before = await here.pids()
+        assert len({record["process"] for record in records}) == 2, records
+        before = here.pids()
         health = [(await client.get("/readyz")).json()["lines_taken"] for client in here.clients]
         assert health[:2] == [2, 2]
         os.kill(before[1], signal.SIGKILL)
@@ -352,8 +355,8 @@ async def test_a_worker_that_is_killed_takes_its_calls_and_no_other(tmp_path: Pa
                 statuses.append((await client.get("/healthz")).status_code)
         assert statuses == [200] * 40
         await here.ready(1)
-        assert len(await here.pids()) == 2
-        assert set(await here.pids()) != set(before)
+        assert len(here.pids()) == 2
+        assert set(here.pids()) != set(before)
         outcomes = [await outcome(here, call) for call in calls]
         assert sorted(outcomes, key=str) == [None, None, "lost", "lost"]
         survivors = [call for call, what in zip(calls, outcomes, strict=True) if what is None]
@@ -406,7 +409,8 @@ async def test_both_drain_under_load(tmp_path: Path) -> None:
 
 async def test_who_has_gone_from_above_is_missed(tmp_path: Path) -> None:
     async with team(f"sqlite:///{tmp_path}/calls.db", [], route=crosswise) as here:
-        workers = await here.pids()
+        workers = here.pids()
+        assert len(workers) == 2
         here.process.kill()
         with trio.fail_after(20):
             while any(os.path.exists(f"/proc/{pid}") for pid in workers):  # noqa: ASYNC110, ASYNC240  # as above
