@@ -16,7 +16,7 @@ import trio
 from sqlalchemy import select, text, update
 from werkzeug.datastructures import MultiDict
 
-from tests.databases import database_url, postgres_server
+from tests.databases import database_url, postgres_server, summary
 from tests.test_http import TO, TWILIO, parameter
 from tests.test_outbound import transfer
 from tests.twilio_rest import ACCOUNT_SID, CALL_SID
@@ -416,6 +416,22 @@ async def test_a_conversation_is_gone_with_its_call(
         [row] = rows(database_url)
         assert row.state is None
         assert row.past
+
+
+async def test_what_an_engine_said_at_the_end_outlives_a_late_callback(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/calls.db"
+    async with process(url) as a:
+        await a.redeem(await a.token())
+        with a.board.live(CALL_SID):
+            a.board.store.summarise(CALL_SID, summary(call_sid=CALL_SID))
+        await a.over()
+        assert a.board.store.get(CALL_SID) is None
+        await a.status(CallStatus="completed", CallDuration="12")
+    database = open_database(url)
+    record = database.get(CALL_SID)
+    database.engine.dispose()
+    assert record is not None
+    assert (record.outcome, record.duration_s, record.live) == ("hung_up", 12, False)
 
 
 # While the database is away.

@@ -137,6 +137,8 @@ class Archive:
         if record.sid not in self._pending and len(self._pending) >= PENDING_CALLS:
             self._give_up(next(iter(self._pending)), "too many calls wait for the database")
         news = self._pending.setdefault(record.sid, self._news(record))
+        if news.record.created_at < record.created_at:  # the store had forgotten the call
+            record = merge(news.record, record)
         news.record = record
         news.turns.update(turns)
         self._metrics.records_pending.set(len(self._pending))
@@ -215,8 +217,9 @@ class Archive:
         finally:
             for sid, news in taken.items():  # what has changed since is newer
                 later = self._pending.pop(sid, None)
-                self._add(later.record if later else news.record,
-                          {**news.turns, **(later.turns if later else {})})  # fmt: skip
+                self._add(news.record, news.turns)
+                if later is not None:
+                    self._add(later.record, later.turns)
             self._metrics.records_pending.set(len(self._pending))
 
     async def _write_alone(self, sid: str, news: News) -> None:
