@@ -118,6 +118,7 @@ def test_every_field_of_a_call_is_on_the_page() -> None:
 def test_every_metric_on_the_page_is_measured() -> None:
     metrics = Metrics()
     metrics.show_breakers("llm", lambda: [])
+    metrics.show_refused({})
     metrics.build.info({"version": "0"})
     types = dict(re.findall(r"^# TYPE (voicebot_\w+) (\w+)$", metrics.text().decode(), re.M))
     assert len(types) > 40

@@ -44,6 +44,9 @@ async def call(
             await trio.sleep_until(at)
             remote.leave_message(text)
 
+    async def parting(ending: Ending) -> None:
+        endings.append((ending, socket.closed))
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tell)
         summary = await run_call(
@@ -51,7 +54,7 @@ async def call(
             ports(FakeEar(says), chat, hang_up=carrier.end),
             plan(people=PEOPLE, **{"may_send_digits": True, **changes}),
             resumption=resumption,
-            on_parting=lambda ending: endings.append((ending, socket.closed)),
+            on_parting=parting,
             remote=remote,
         )
         nursery.cancel_scope.cancel()

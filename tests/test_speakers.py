@@ -75,6 +75,9 @@ async def call(
     def canned(piece: str) -> bytes | None:
         return b"".join(bytes([code(c)]) * CHAR for c in piece) if piece in known else None
 
+    async def parting(ending: Ending) -> None:
+        endings.append(ending)
+
     summary = await run_call(
         socket,
         ports(
@@ -87,7 +90,7 @@ async def call(
             },
         ),
         the_plan,
-        on_parting=endings.append,
+        on_parting=parting,
         **given,
     )
     return Scene(summary, socket, chat, ear, oreja, ours, voz, low, endings)

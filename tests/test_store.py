@@ -375,6 +375,6 @@ def test_tokens_that_can_be_used_never_exceed_the_limit(steps: list[tuple[str, i
             now += n
         assert len(live) <= 2
         assert len(live) <= lines.taken(now)
-        assert sum(1 for line in lines._lines.values() if line.token) <= 2
+        assert sum(1 for line in lines._lines.values() if line.nonce) <= 2
     for call in live.values():
         call.close()

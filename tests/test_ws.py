@@ -75,7 +75,7 @@ def admit(scope: Mapping[str, Any]) -> None:
         raise CallRefused("wrong path")
 
 
-def authenticate(start: twilio.Start) -> None:
+async def authenticate(start: twilio.Start) -> None:
     if start.parameters.get("token") != "good":
         raise CallRefused("bad token")
 

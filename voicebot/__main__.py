@@ -64,6 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="let this machine in without signature or key where none is configured; listens on "
         "127.0.0.1 only (VOICEBOT_DEV)",
     )
+    serve.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes, one for each core, that share the port and the database "
+        "(VOICEBOT_WORKERS)",
+    )
+    serve.add_argument(
+        "--own-port",
+        type=_port,
+        metavar="PORT",
+        help="the first of as many ports on 127.0.0.1 as there are workers, at which each of them "
+        "answers for itself: for its metrics",
+    )
+    serve.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # its number in the team
     serve.set_defaults(run=_serve)
 
     simulated = commands.add_parser(
@@ -134,6 +149,7 @@ def _new(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from voicebot import supervisor
     from voicebot.botfile import load_bot
     from voicebot.doors import check_doors
     from voicebot.screen import start_screen
@@ -146,10 +162,19 @@ def _serve(args: argparse.Namespace) -> int:
     check_doors(settings, args.host)
     log.configure(settings.log_level)
     bot = load_bot(settings.bot) if settings.bot else None
-    print(start_screen(settings, args.host, args.port, bot), flush=True)
-    failure = None
+    workers = settings.workers if args.workers is None else args.workers
+    if args.worker is None:
+        _check_workers(settings, workers)
+        print(start_screen(settings, args.host, args.port, bot, workers), flush=True)
+    failure, status = None, 0
     try:
-        trio.run(_serve_until_signal, settings, args.host, args.port, bot)
+        if workers > 1 and args.worker is None:
+            told = ["--bot", args.bot] if args.bot is not None else []
+            command = supervisor.command([*told, *(["--dev"] if args.dev else [])])
+            team = supervisor.Team(command, args.host, args.port, workers, args.own_port)
+            status = trio.run(supervisor.supervise, team, partial(print, flush=True))
+        else:
+            trio.run(_serve_until_signal, settings, args, bot)
     except* OSError as group:
         reason = os.strerror(getattr(_first(group), "errno", None) or 0)
         failure = f"cannot listen on {args.host}:{args.port}: {reason}; see --port and --host"
@@ -159,7 +184,19 @@ def _serve(args: argparse.Namespace) -> int:
     if failure is not None:
         print(f"voicebot: {failure}", file=sys.stderr)
         return 1
-    return 0
+    return status
+
+
+def _check_workers(settings: Settings, workers: int) -> None:
+    """Check what `--workers` asks for, which the settings do not know of.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    if not 1 <= workers <= config.MOST_WORKERS:
+        raise ConfigError([f"--workers: must be from 1 to {config.MOST_WORKERS}"])
+    if workers > 1 and not settings.database_url.get_secret_value():
+        raise ConfigError([config.SHARES_NOTHING])
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -170,10 +207,14 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return first
 
 
-async def _serve_until_signal(settings: Settings, host: str, port: int, bot: Bot | None) -> None:
+async def _serve_until_signal(
+    settings: Settings, args: argparse.Namespace, bot: Bot | None
+) -> None:
     """Serve until SIGTERM or Ctrl-C, then let live calls end; each further signal waits less.
 
-    Owns: the server nursery: the server itself, and the watch for signals, which drains
+    A worker takes the end of its standard input for a signal: its supervisor has gone.
+
+    Owns: the server nursery: the server itself, who hears signals, and who drains by them
     (`drain.py`) and then has the port closed.
     """
     from voicebot import http, service, serving
@@ -183,34 +224,50 @@ async def _serve_until_signal(settings: Settings, host: str, port: int, bot: Bot
     run = partial(
         serving.serve,
         cast("ASGIFramework", app),  # whose scope type is hypercorn's own
-        host=host,
-        port=port,
+        host=args.host,
+        port=args.port,
         grace_s=GRACE_S,
         shutdown=shutdown,
         send_deadline_s=settings.send_deadline_s,
+        together=args.worker is not None,
+        own_port=args.own_port,
     )
+    word_send, words = trio.open_memory_channel[None](10)  # more say no more
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as server:  # ends when `run` has, or is cut short
 
+            async def hear_signals() -> None:
+                async for _ in signals:
+                    await word_send.send(None)
+
+            async def hear_the_end() -> None:
+                async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as supervisor:
+                    while await supervisor.receive_some():
+                        pass
+                await word_send.send(None)
+
             async def drain_on_signal() -> None:
-                await anext(signals)
+                await words.receive()
                 if live := app.board.lines.taken(trio.current_time()):
                     print(
                         f"stopping: {live} live call(s) may go on for {settings.drain_s:g} s; "
                         "once more says goodbye to them now",
                         flush=True,
                     )
-                await app.drain(signals.__anext__)
+                await app.drain(words.receive)
                 shutdown.set()
-                await anext(signals)
+                await words.receive()
                 server.cancel_scope.cancel(reason="signal")
 
             async def run_to_end(*, task_status: trio.TaskStatus[list[str]]) -> None:
                 await run(task_status=task_status)
                 server.cancel_scope.cancel(reason="served")
 
+            server.start_soon(hear_signals)
+            if args.worker is not None:
+                server.start_soon(hear_the_end)
             server.start_soon(drain_on_signal)
-            [url] = await server.start(run_to_end)
+            url, *_ = await server.start(run_to_end)  # the other is of this process alone
             if app.service is not None:  # else the start has failed, which is about to be raised
                 print(f"ready on {url}", flush=True)
 

@@ -121,6 +121,11 @@ class Archive:
         self._beat_at = self._expire_at = -inf
         self._finishing = False
 
+    @property
+    def database(self) -> Database:
+        """What it writes to."""
+        return self._database
+
     # --- Writing
 
     def changed(self, record: CallRecord, turns: Sequence[Mapping[str, Any]]) -> None:
@@ -132,6 +137,8 @@ class Archive:
         if record.sid not in self._pending and len(self._pending) >= PENDING_CALLS:
             self._give_up(next(iter(self._pending)), "too many calls wait for the database")
         news = self._pending.setdefault(record.sid, self._news(record))
+        if news.record.created_at < record.created_at:  # the store had forgotten the call
+            record = merge(news.record, record)
         news.record = record
         news.turns.update(turns)
         self._metrics.records_pending.set(len(self._pending))
@@ -210,8 +217,9 @@ class Archive:
         finally:
             for sid, news in taken.items():  # what has changed since is newer
                 later = self._pending.pop(sid, None)
-                self._add(later.record if later else news.record,
-                          {**news.turns, **(later.turns if later else {})})  # fmt: skip
+                self._add(news.record, news.turns)
+                if later is not None:
+                    self._add(later.record, later.turns)
             self._metrics.records_pending.set(len(self._pending))
 
     async def _write_alone(self, sid: str, news: News) -> None:
@@ -319,6 +327,8 @@ class Archive:
             StoreError: the database cannot be read, and this process does not know the call.
         """
         ours = self._store.get(sid)
+        if ours is None and sid in self._pending:
+            ours = self._pending[sid].record
         try:
             known = await self._ask(lambda: self._database.get(sid))
         except StoreError:

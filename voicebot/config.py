@@ -54,6 +54,12 @@ _MAY_BE_EMPTY: Final = frozenset(
 _DATABASE: Final = re.compile(r"sqlite:///?[^/]|sqlite:////|postgres(ql)?(\+psycopg)?://")
 _ACCOUNT_SID: Final = re.compile(r"AC[0-9a-f]{32}", re.ASCII)
 
+MOST_WORKERS: Final = 64  # cores of a large machine
+SHARES_NOTHING: Final = (
+    "VOICEBOT_DATABASE_URL: is empty, and several processes agree by way of it; set it, or do "
+    "without VOICEBOT_WORKERS and VOICEBOT_SHARED"
+)
+
 DEFAULT_PROMPT: Final = (
     "You are the receptionist of Trattoria Aurora, on the phone. Answer in one or two short "
     "sentences of plain spoken English: no lists, no markup, no emoji. The restaurant is open "
@@ -279,6 +285,17 @@ class Settings(BaseSettings):
         description="addresses or CIDRs of proxies in front of this server, comma-separated: whose "
         "X-Forwarded-For says who asks. Empty: nobody's, and what a proxy passes on is the proxy's",
     )
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(
+        1,
+        description="processes of `serve`, one for each core, which share one port and the "
+        "database; each has VOICEBOT_MAX_CALLS. Embedded speech takes two cores for one",
+    )
+    shared: bool = Field(
+        False,
+        description="whether other processes serve under the same PUBLIC_URL with this database. "
+        "Set by VOICEBOT_WORKERS; set it for processes that are started otherwise. Each step of "
+        "a call then asks the database",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     # The engine; the defaults and their reasons stand beside the code that uses them.
@@ -487,6 +504,8 @@ def _contradictions(settings: Settings) -> list[str]:
             "VOICEBOT_DATABASE_URL: must be sqlite:///FILE or "
             "postgresql://USER:PASSWORD@HOST/NAME, or empty"
         )
+    if (settings.shared or settings.workers > 1) and not database:
+        problems.append(SHARES_NOTHING)
     problems += _check_url("TWILIO_API_URL", settings.twilio_api_url)
     if settings.otel_exporter_otlp_endpoint:
         problems += _check_url("OTEL_EXPORTER_OTLP_ENDPOINT", settings.otel_exporter_otlp_endpoint)

@@ -90,7 +90,7 @@ class Database:
         self.place, self.pid = _place(), os.getpid()  # where this process is
         self._reading = engine.execution_options(reads=True)
         # The two say "on conflict" in the same words.
-        self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+        self.insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
 
     # --- Writing
 
@@ -99,7 +99,7 @@ class Database:
         news = sorted(news, key=lambda each: each.record.sid)  # all lock in the same order
         with self.engine.begin() as connection:
             new = [{**_row(each.record), "summary": None} for each in news]
-            connection.execute(self._insert(calls).on_conflict_do_nothing(), new)
+            connection.execute(self.insert(calls).on_conflict_do_nothing(), new)
             locked = _without_summary().where(calls.c.sid.in_([n.record.sid for n in news]))
             locked = locked.order_by(calls.c.sid).with_for_update()
             known = {row.sid: _record(row, ()) for row in connection.execute(locked)}
@@ -127,16 +127,16 @@ class Database:
                 for place, tool in enumerate(turn["tools"]):
                     fields = {name: tool[name] for name in _TOOL_FIELDS}
                     tool_rows.append({"call_sid": sid, "turn": number, "place": place, **fields})
-        self._put(connection, turns, turn_rows)
-        self._put(connection, tools, tool_rows)
+        self.put(connection, turns, turn_rows)
+        self.put(connection, tools, tool_rows)
 
-    def _put(self, connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    def put(self, connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
         """Insert rows, or replace those with their keys."""
         if not rows:
             return
-        insert = self._insert(table)
+        insert = self.insert(table)
         keys = table.primary_key.columns.keys()
-        values = {c.name: insert.excluded[c.name] for c in table.columns if c.name not in keys}
+        values = {name: insert.excluded[name] for name in rows[0] if name not in keys}
         connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=values), rows)
 
     # --- Living and dead processes
@@ -144,9 +144,9 @@ class Database:
     def beat(self, process: str) -> list[str]:
         """Say that a process lives, and close what the dead ones left; return these calls."""
         with self.engine.begin() as connection:
-            now = self._now(connection)
+            now = self.now(connection)
             row = {"id": process, "place": self.place, "pid": self.pid}
-            self._put(connection, processes, [{**row, "seen_at": now}])
+            self.put(connection, processes, [{**row, "seen_at": now}])
             others = connection.execute(select(processes).where(processes.c.id != process))
             if dead := [other.id for other in others if self._is_dead(other, now)]:
                 connection.execute(delete(processes).where(processes.c.id.in_(dead)))
@@ -156,7 +156,7 @@ class Database:
         """Say that a process ends; close what of it is not finished, and return these calls."""
         with self.engine.begin() as connection:
             connection.execute(delete(processes).where(processes.c.id == process))
-            return self._close_lost(connection, self._now(connection))
+            return self._close_lost(connection, self.now(connection))
 
     def _close_lost(self, connection: Connection, now: str) -> list[str]:
         """Close calls whose process is not among the living."""
@@ -188,7 +188,7 @@ class Database:
         silent = datetime.fromisoformat(now) - datetime.fromisoformat(other.seen_at)
         return silent > timedelta(seconds=LEASE_S)
 
-    def _now(self, connection: Connection) -> str:
+    def now(self, connection: Connection) -> str:
         """Return the time by one clock for all processes."""
         if self.engine.dialect.name == "postgresql":
             return cast("datetime", connection.scalar(select(func.now()))).isoformat()
@@ -199,7 +199,7 @@ class Database:
     def expire(self, days: float) -> int:
         """Delete calls that ended so long ago, a bounded number; return how many."""
         with self.engine.begin() as connection:
-            limit = _moment(datetime.fromisoformat(self._now(connection)), -days * DAY_S)
+            limit = _moment(datetime.fromisoformat(self.now(connection)), -days * DAY_S)
             old = (
                 select(calls.c.sid)
                 .where(calls.c.created_at < limit, ~calls.c.live)
@@ -225,11 +225,11 @@ class Database:
             InProgress: it is being done, or who was doing it has gone.
         """
         with self.engine.begin() as connection:
-            now = self._now(connection)
+            now = self.now(connection)
             forgotten = _moment(datetime.fromisoformat(now), -KEEP_S)
             connection.execute(delete(requests).where(requests.c.at < forgotten))
             row = {"key": key, "body": body, "at": now}
-            insert = self._insert(requests).on_conflict_do_nothing()
+            insert = self.insert(requests).on_conflict_do_nothing()
             counted = insert.execution_options(preserve_rowcount=True)  # else PostgreSQL has none
             if connection.execute(counted, row).rowcount == 1:
                 return None
@@ -262,7 +262,7 @@ class Database:
             # Two who count at once would both see the same last place. SQLite has one writer.
             if self.engine.dialect.name == "postgresql":
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_DIAL_LOCK})"))
-            now = datetime.fromisoformat(self._now(connection))
+            now = datetime.fromisoformat(self.now(connection))
             connection.execute(delete(dials).where(dials.c.at <= _moment(now, -DAY_S)))
             check_limits(limits, wanted, _used(connection, wanted, now))
             row = {"key": key, "who": wanted.who, "destination": wanted.to, "held": wanted.minutes}

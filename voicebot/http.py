@@ -33,6 +33,7 @@ from voicebot import log as log_setup
 from voicebot.admission import Admission
 from voicebot.archive import Archive
 from voicebot.botfile import load_bot
+from voicebot.call_record import CallRecord
 from voicebot.client_address import networks
 from voicebot.config import E164, Settings, load
 from voicebot.doors import ApiDoor, check_doors, who
@@ -51,7 +52,8 @@ from voicebot.metrics import CONTENT_TYPE
 from voicebot.outbound import missing_settings, read_call
 from voicebot.service import Service, open_service, open_sole_service
 from voicebot.serving import contain
-from voicebot.switchboard import BadRequest, Switchboard, wall_clock
+from voicebot.store import dial_key
+from voicebot.switchboard import BadRequest, Switchboard, call_of
 from voicebot.ws import Receive, Scope, Send
 
 MAX_BODY_BYTES: Final = 64 * 1024  # a webhook is some 1 KiB, a request of the calls API less
@@ -322,42 +324,64 @@ def _webhooks(app: App) -> Blueprint:
     async def bad(exc: BadRequest) -> Reply:
         return _error(400, str(exc))
 
+    @routes.errorhandler(StoreError)
+    async def unshared(exc: StoreError) -> TextReply:
+        """Answer while nobody knows how the call stands, for other processes have it, too."""
+        log.error("webhook_unanswered", extra={"path": request.path, "error": str(exc)})
+        asks = request.path.removeprefix("/twilio") in {"/voice", "/after-stream", "/after-dial"}
+        return _twiml(twiml.sorry_twiml()) if asks else ("", 503, {})
+
     @routes.post("/voice")
     async def voice() -> TextReply:
         if app.service is not None:
             app.service.warm()  # the media socket opens some 0.3 s later
         key = request.args.get(telephony.DIAL_ARGUMENT, "")
         turned_away = telephony.TURNED_AWAY_ARGUMENT in request.args
-        form = await request.form
-        return _twiml(board.answer(request.scope, form, key, turned_away=turned_away))
+        form, scope = await request.form, request.scope
+        answer = partial(board.answer, scope, form, key, turned_away=turned_away)
+        keys = tuple(filter(None, {call_of(form), key}))
+        return _twiml(await board.shared.step(keys, answer, counts=True))
 
     @routes.post("/after-stream")
     async def after_stream() -> TextReply:
-        return _twiml(board.after_stream(request.scope, await request.form))
+        form = await request.form
+        after = partial(board.after_stream, request.scope, form)
+        return _twiml(await board.shared.step((call_of(form),), after, counts=True))
 
     @routes.post("/after-dial")
     async def after_dial() -> TextReply:
-        return _twiml(board.after_dial(request.scope, await request.form))
+        form = await request.form
+        after = partial(board.after_dial, request.scope, form)
+        return _twiml(await board.shared.step((call_of(form),), after, counts=True))
 
     @routes.post("/whisper")
     async def whisper() -> TextReply:
-        return _twiml(board.whisper(request.args.get("call", "")))
+        call = request.args.get("call", "")
+        return _twiml(await board.shared.step((call,), partial(board.whisper, call)))
 
     @routes.post("/amd")
     async def amd() -> TextReply:
-        call_sid, who = board.take_amd(await request.form)
-        if app.service is not None:
+        form = await request.form
+
+        def take() -> tuple[str, str, bool]:
+            call_sid, who = board.take_amd(form)
+            return call_sid, who, board.live_elsewhere(call_sid)
+
+        call_sid, who, elsewhere = await board.shared.step((call_of(form),), take)
+        if app.service is not None and not elsewhere:  # else who has it is told; see `shared.py`
             await app.service.answered_by(call_sid, who)
         return NOTED
 
     @routes.post("/status")
     async def status() -> TextReply:
-        board.take_status(await request.form)
+        form = await request.form
+        await board.shared.step((call_of(form),), partial(board.take_status, form))
         return NOTED
 
     @routes.post("/stream-status")
     async def stream_status() -> TextReply:
-        board.take_stream_status(await request.form)
+        form = await request.form
+        await board.shared.step((call_of(form),), partial(board.take_stream_status, form))
         return NOTED
 
     return routes
@@ -477,7 +501,8 @@ def _calls(app: App, door: ApiDoor) -> Blueprint:
             return _error(503, f"no call can be placed; set {', '.join(needed)}")
         try:
             board.tollgate.check_number(asked.to, asked.from_)
-            line = board.dial(asked)
+            line = dial_key()
+            await board.shared.step((line,), partial(board.dial, asked, line), counts=True)
         except CallBarred as exc:
             return await barred(exc, asked.to)
         except Draining as exc:
@@ -485,29 +510,33 @@ def _calls(app: App, door: ApiDoor) -> Blueprint:
         except CallRefused as exc:
             return _error(503, str(exc))
         held = board.tollgate.reserved(opened(), asked.to, who(), asked.ring_timeout_s)
+        call: telephony.PlacedCall | None = None
         try:
             async with held as reservation:
                 call = await phone.place_call(asked, line)
-                board.dialled(line, call.sid)
                 reservation.sid = call.sid
+                await board.shared.step((line, call.sid), partial(board.placed, line, asked, call))
         except CallBarred as exc:
             return await barred(exc, asked.to)
+        except StoreError as exc:
+            if call is None:
+                raise
+            log.error("placed_not_shared", extra={"call_sid": call.sid, "error": str(exc)})
         finally:
-            board.undial(line)  # after `dialled` there is none of that name
-        store.open(
-            call.sid,
-            at=wall_clock(),
-            direction="outbound",
-            from_=asked.from_,
-            to=asked.to,
-            status=call.status,
-        )
-        store.describe(call.sid, asked.metadata)
+            if call is None:
+                with trio.move_on_after(KEEP_S, shield=True):  # also if the client has gone
+                    await undial(line)
         log.info("call_placed", extra={"call_sid": call.sid, "pii_to": asked.to, "who": who()})
         shown = {
             "call_sid": call.sid, "status": call.status, "to": asked.to, "from": asked.from_,
         }  # fmt: skip
         return shown, 201, {"Location": f"/calls/{call.sid}"}
+
+    async def undial(line: str) -> None:
+        try:
+            await board.shared.step((line,), partial(board.undial, line))
+        except StoreError as exc:  # it frees itself when nobody can answer any more
+            log.error("line_not_freed", extra={"error": str(exc)})
 
     @routes.get("")
     @needs("read")
@@ -547,7 +576,9 @@ def _calls(app: App, door: ApiDoor) -> Blueprint:
     async def forget(sid: str) -> Reply | TextReply:
         archive = opened()
         record = store.get(sid) if archive is None else await archive.get(sid)
-        if record is not None and record.live:
+        # What is known of it may be a fraction of a second behind.
+        forgotten = await board.shared.step((sid,), partial(board.forget, sid))
+        if not forgotten or (record is not None and record.live):
             return _error(409, "the call is live; hang up first")
         # The record last: as long as it is there, whoever was told 503 knows what to ask for.
         recorder = None if app.service is None else app.service.recorder
@@ -575,16 +606,21 @@ def _calls(app: App, door: ApiDoor) -> Blueprint:
         response.timeout = None
         return response
 
-    def live_phone(sid: str) -> telephony.Telephony | Reply:
+    async def known(sid: str) -> CallRecord | None:
+        """Return the record of a call, whichever process has it."""
+        record, archive = store.get(sid), opened()
+        return record if record is not None or archive is None else await archive.get(sid)
+
+    async def live_phone(sid: str) -> telephony.Telephony | Reply:
         """Return what can do something with a call, or why nothing can."""
-        if store.get(sid) is None:
+        if await known(sid) is None:
             return _error(404, "no such call")
         if app.service is None or app.service.telephony is None:
             return _error(503, "no Twilio account is configured")
         return app.service.telephony
 
-    def our_number(sid: str) -> str:
-        record = store.get(sid)
+    async def our_number(sid: str) -> str:
+        record = await known(sid)
         if record is None:
             return ""
         return record.to if record.direction == "inbound" else record.from_
@@ -592,7 +628,7 @@ def _calls(app: App, door: ApiDoor) -> Blueprint:
     @routes.post("/<sid>/hangup")
     @needs("hang_up")
     async def hang_up(sid: str) -> Reply:
-        phone = live_phone(sid)
+        phone = await live_phone(sid)
         if isinstance(phone, tuple):
             return phone
         hung_up = await phone.end_call(sid)
@@ -602,7 +638,7 @@ def _calls(app: App, door: ApiDoor) -> Blueprint:
     @routes.post("/<sid>/redirect")
     @needs("place")
     async def redirect(sid: str) -> Reply:
-        phone = live_phone(sid)
+        phone = await live_phone(sid)
         if isinstance(phone, tuple):
             return phone
         fields = _json_object(await request.get_data()) or {}
@@ -610,7 +646,7 @@ def _calls(app: App, door: ApiDoor) -> Blueprint:
         if set(fields) != {"to"} or not isinstance(to, str) or not E164.fullmatch(to):
             return _error(400, 'the body must be {"to": "+15550100123"}: who takes the call')
         try:
-            board.tollgate.check_number(to, our_number(sid))
+            board.tollgate.check_number(to, await our_number(sid))
             async with board.tollgate.reserved(opened(), to, who()) as reservation:
                 await phone.redirect_call(sid, twiml.parting_twiml("", "en", to))
                 reservation.sid = sid

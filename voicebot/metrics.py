@@ -278,7 +278,7 @@ class Metrics:
         self._breakers[part] = breakers
 
     def show_refused(self, refused: Mapping[str, int]) -> None:
-        """Show how many connections and requests were refused, by the limit, as it is when asked."""
+        """Show how many connections and requests were refused, by the limit."""
 
         def collect() -> Iterator[Metric]:
             family = CounterMetricFamily(

@@ -125,7 +125,7 @@ async def run_call(
     watch: Callable[[Moment], None] | None = None,
     on_request: Callable[[ProviderRequest], None] | None = None,
     resumption: Resumption | None = None,
-    on_parting: Callable[[Ending], None] | None = None,
+    on_parting: Callable[[Ending], Awaitable[None]] | None = None,
     remote: Remote | None = None,
 ) -> CallSummary:
     """Run one call from `start` to its end; return what happened.
@@ -142,7 +142,7 @@ async def run_call(
         on_request: is given each request to a provider that is over; synchronous, and quick.
         resumption: what this stream goes on with; the bot begins then, with an answer.
         on_parting: is told what the bot has ended the stream for, before the socket is closed:
-            Twilio asks for it then. Synchronous. Not called where it has hung up.
+            Twilio asks for it then. Has its own bound. Not called where it has hung up.
         remote: what the call can be told from outside.
 
     Cancellation: everything of the call is cancelled and joined; at once, but for a tool that
@@ -188,7 +188,7 @@ async def run_call(
             },
         )
     if on_parting is not None and call.ending is not None:
-        on_parting(call.ending)
+        await on_parting(call.ending)
     if ports.hand_over is not None and summary.outcome in _GAVE_UP:
         hand_over = partial(ports.hand_over, summary.call_sid, not call.told)
         await _tell_carrier(hand_over, plan.timeouts.hang_up_s)

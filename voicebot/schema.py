@@ -45,7 +45,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from voicebot.errors import MissingPart, StoreError
 
-HEAD: Final = "3"  # of `migrations/versions`
+HEAD: Final = "4"  # of `migrations/versions`
 SETTING: Final = "VOICEBOT_DATABASE_URL"
 LOCK_S: Final = 5  # a backup of a small database holds its lock less than this
 CONNECT_S: Final = 5
@@ -152,6 +152,8 @@ processes: Final = Table(
     Column("place", Text, nullable=False),  # where `pid` means something
     Column("pid", Integer, nullable=False),
     Column("seen_at", Moment, nullable=False),
+    # For new calls, of all who share them; 0: it takes none.
+    Column("lines", Integer, nullable=False, server_default=text("0")),
 )
 
 requests: Final = Table(
@@ -190,6 +192,23 @@ refusals: Final = Table(
     Column("setting", Text, nullable=False),
     Column("process", Text, nullable=False),
     Index("refusals_by_time", "at"),
+)
+
+standings: Final = Table(  # of calls that processes share; see `standing_table.py`
+    "standings",
+    tables,
+    Column("key", Text, primary_key=True),  # CallSid, or what a call that is dialled goes by
+    Column("process", Text, nullable=False),  # that had its line last
+    Column("line", Text, nullable=False),  # dialled, expected, live, or empty: it has none
+    Column("nonce", Text, nullable=False),  # makes its token, with a key that is not here
+    Column("account_sid", Text, nullable=False),
+    Column("past", Text, nullable=False),  # nonce of a token that was used
+    Column("until", Moment),  # what is to come of it comes by then; none: it is live, or over
+    Column("news", Boolean, nullable=False),  # the process that holds it is to look
+    Column("at", Moment, nullable=False),
+    Column("state", _json()),  # private; none as soon as the call is over
+    Index("standings_by_time", "at"),
+    Index("standings_by_line", "line", "process"),
 )
 
 
@@ -277,7 +296,7 @@ def _postgresql(url: URL) -> Engine:
         ) from exc
     engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
-        pool_size=3,  # the writer and two readers
+        pool_size=7,  # the writer, two readers, four steps of calls that are shared
         max_overflow=0,
         pool_pre_ping=True,  # a connection that a firewall has forgotten is replaced, not met
         connect_args={

@@ -14,7 +14,9 @@ from voicebot.errors import MissingPart
 from voicebot.local import weights
 
 
-def start_screen(settings: Settings, host: str, port: int, bot: Bot | None = None) -> str:
+def start_screen(
+    settings: Settings, host: str, port: int, bot: Bot | None = None, workers: int = 1
+) -> str:
     """Return the screen: what is configured, what is embedded, URLs for Twilio, how to try it."""
     file = settings.bot
     if bot is not None:
@@ -22,6 +24,7 @@ def start_screen(settings: Settings, host: str, port: int, bot: Bot | None = Non
     where = settings.recording.path if bot is None or bot.recording else ""
     here = f"http://{host}:{port}" if port else "the address below"
     reached = settings.public_url.rstrip("/") or here
+    each = f" in each of {workers} processes" if workers > 1 else ""
     lines = [
         f"voicebot {__version__}",
         "",
@@ -31,7 +34,7 @@ def start_screen(settings: Settings, host: str, port: int, bot: Bot | None = Non
         _row("speaks", *_speaks(settings)),
         _row("telephone", *_telephone(settings)),
         _row("calls API", _calls_api(settings), "VOICEBOT_API_KEYS"),
-        _row("calls", f"at most {settings.call_limit} at once", _limit_setting(settings)),
+        _row("calls", f"at most {settings.call_limit} at once{each}", _limit_setting(settings)),
         _row("records", _records(settings), "VOICEBOT_DATABASE_URL"),
         *([_row("recordings", where, "VOICEBOT_RECORDING__PATH")] if where else []),
         "",

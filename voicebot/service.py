@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,13 +19,14 @@ from voicebot.bot import Bot
 from voicebot.call import Call
 from voicebot.client_address import counted_as, peer_of
 from voicebot.config import plan_of
+from voicebot.errors import CallRefused, StoreError
 from voicebot.hooks import Hooks, open_hooks
 from voicebot.limits import Places
 from voicebot.metrics import Metrics
 from voicebot.nursery import run_call
 from voicebot.onward import KEPT
 from voicebot.otel import Traces, open_traces
-from voicebot.parting import Ending
+from voicebot.parting import Ending, Resumption
 from voicebot.parts import open_ports, open_tongues
 from voicebot.phrases import open_phrases
 from voicebot.plan import CallPlan
@@ -33,6 +34,8 @@ from voicebot.ports import Ports, Tape
 from voicebot.record import CallSummary, Part, TurnRecord, tell_turns
 from voicebot.recording import Recorder, open_recorder
 from voicebot.remote import Remote
+from voicebot.shared import STEP_S, Alone, Shared, open_shared
+from voicebot.standing import plain
 from voicebot.switchboard import MACHINES, Switchboard, wall_clock
 from voicebot.telephony import Telephony
 from voicebot.tools import THREADS
@@ -81,6 +84,9 @@ async def open_service(board: Switchboard, bot: Bot | None = None) -> AsyncGener
         archive = await stack.enter_async_context(
             open_archive(board.settings, board.store, board.metrics)
         )
+        if board.settings.shared and archive is not None:
+            board.shared = await stack.enter_async_context(open_shared(board, archive))
+            stack.callback(setattr, board, "shared", Alone())
         recorder = await stack.enter_async_context(
             open_recorder(
                 board.settings.recording,
@@ -118,6 +124,8 @@ async def open_service(board: Switchboard, bot: Bot | None = None) -> AsyncGener
         calls = _Calls(
             board, ports, plan, phone, bot, brain is not None, hooks, threads, recorder, traces
         )
+        if isinstance(board.shared, Shared):
+            board.shared.answered = calls.answered_by
         yield Service(
             serve_media=calls.serve_media,
             telephony=phone,
@@ -195,12 +203,20 @@ class _Calls:
 
     async def serve_media(self, scope: ws.Scope, receive: ws.Receive, send: ws.Send) -> None:
         """Serve one media WebSocket: admit it, run its call, record how it went."""
+        resumption: Resumption | None = None
+        notes: Mapping[str, Any] = {}
+        left = False  # it may be in another process by now
+
+        async def authenticate(start: twilio.Start) -> None:
+            nonlocal resumption, notes
+            resumption, notes = await self._let_in(start)
+
         async with ws.open_media_socket(
             scope,
             receive,
             send,
             admit=self._board.admit,
-            authenticate=self._authenticate,
+            authenticate=authenticate,
             start_timeout_s=self._board.settings.start_timeout_s,
             limits=self._board.settings.limits,
             unstarted=self._unstarted.held(
@@ -213,22 +229,23 @@ class _Calls:
             whose.call_sid.set(sid)  # before the call starts a task: tasks inherit it
             self._ports.warm()
 
-            now = trio.current_time()
-            resumption = self._board.onward.come_back(sid, now)
             call = self._away.pop(sid, None) if resumption is not None else None
-            known = call is not None
-            call = call or self._call(socket.start)
+            if call is None:
+                call = self._call(socket.start)
+                call.variables.update(notes.get("variables", {}))
+                call.state.update(notes.get("state", {}))
 
             def tell(turns: list[dict[str, Any]]) -> None:
                 self._board.store.turns_over(sid, turns, at=wall_clock())
 
             kept = tell_turns(tell)
 
-            def away(ending: Ending) -> None:
-                self._board.onward.leave(sid, ending, trio.current_time())
+            async def away(ending: Ending) -> None:
                 self._away[sid] = call
                 while len(self._away) > KEPT:
                     del self._away[next(iter(self._away))]
+                nonlocal left
+                left = await self._leave(call, ending)
 
             remote = Remote()
             self._leave_message(sid, self._answered_by(sid), remote)
@@ -251,7 +268,7 @@ class _Calls:
                         hooks.turn(turn)
 
                     self._board.metrics.call_begun(call.direction)
-                    if not known:
+                    if resumption is None:
                         await hooks.start()  # what the caller says meanwhile waits in the socket
                     ports, plan = self._for(call)
                     with self._tape(sid, plan) as tape:
@@ -268,6 +285,63 @@ class _Calls:
                         )
             finally:
                 del self._remotes[sid], self._tasks[sid]
+                if not left:
+                    await self._over(sid)  # noqa: ASYNC102  # shielded and bounded in there
+
+    async def _let_in(self, start: twilio.Start) -> tuple[Resumption | None, Mapping[str, Any]]:
+        """Use up a stream's token; return what it goes on with, and what the bot knew of it.
+
+        Raises:
+            CallRefused: it is none, was used, or cannot be checked.
+        """
+        board, sid = self._board, start.call_sid
+
+        def redeem() -> tuple[Resumption | None, Mapping[str, Any]]:
+            board.redeem(start.parameters.get(twiml.TOKEN_PARAMETER, ""), sid, start.account_sid)
+            notes = board.onward.notes(sid)
+            return board.onward.come_back(sid, trio.current_time()), notes
+
+        try:
+            return await board.shared.step((sid,), redeem)
+        except StoreError as exc:
+            raise CallRefused(f"the stream's token cannot be checked: {exc}") from exc
+
+    async def _leave(self, call: Call, ending: Ending) -> bool:
+        """Keep what a call is away for, where whoever is asked what comes next finds it.
+
+        Returns whether other processes know, and may go on with it.
+        """
+        board, sid = self._board, call.call_sid
+        if not isinstance(board.shared, Shared):
+            board.onward.leave(sid, ending, trio.current_time())
+            return False
+        notes: dict[str, Any] = {}
+        for name in ("variables", "state"):
+            notes[name], others = plain(getattr(call, name))
+            if others:
+                log.warning("not_kept_while_away", extra={"of": name, "names": others})
+
+        def leave() -> None:
+            board.lines.release(sid)  # Twilio may ask before this process is done with the stream
+            board.onward.leave(sid, ending, trio.current_time(), notes)
+
+        try:
+            await board.shared.step((sid,), leave)
+        except StoreError as exc:  # Twilio is told to hang up then
+            log.error("away_not_kept", extra={"error": str(exc)})
+            return False
+        return True
+
+    async def _over(self, sid: str) -> None:
+        """Tell the other processes that a call is no longer live here."""
+        board = self._board
+        if not isinstance(board.shared, Shared):
+            return
+        with trio.move_on_after(STEP_S, shield=True):  # also of a call that was cancelled
+            try:
+                await board.shared.step((sid,), lambda: board.lines.release(sid))
+            except StoreError as exc:  # what is left of it is found a little later
+                log.error("end_not_shared", extra={"error": str(exc)})
 
     def _left(self) -> int:
         calls = ((task, self._remotes[sid].over_since) for sid, task in self._tasks.items())
@@ -342,7 +416,3 @@ class _Calls:
             return False
         remote.leave_message(asked.voicemail)
         return True
-
-    def _authenticate(self, start: twilio.Start) -> None:
-        token = start.parameters.get(twiml.TOKEN_PARAMETER, "")
-        self._board.redeem(token, start.call_sid, start.account_sid)

@@ -18,6 +18,7 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from math import inf
 from typing import Final, cast
 
@@ -88,12 +89,19 @@ async def serve(
     grace_s: float,
     shutdown: trio.Event,
     send_deadline_s: float = SEND_DEADLINE_S,
+    together: bool = False,
+    own_port: int | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until `shutdown` is set and its connections have ended, or `grace_s` is over.
 
     `shutdown` closes the port: whoever has calls that need it lets them end before (`drain.py`).
     Reports the URLs it listens on by `task_status`; port 0 takes a free one.
+
+    Args:
+        together: other processes listen there as well, each with a socket of its own; the kernel
+            spreads connections over them.
+        own_port: of this process alone, on loopback; not reported.
 
     Raises:
         OSError: the address cannot be bound; nothing has been started then.
@@ -112,17 +120,25 @@ async def serve(
     config.accesslog = None
     config.errorlog = logging.getLogger(f"{__name__}.hypercorn")
     config.errorlog.setLevel(logging.WARNING)  # its "Running on" would double the start screen
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # 1024: a burst of calls. hypercorn's own 100 would turn some of them away.
-    with socket.create_server((host, port), family=family, backlog=1024) as listening:
-        listening.setblocking(False)
+    with ExitStack() as stack:
+        listening = [stack.enter_context(_listen(host, port, together))]
+        if own_port is not None:
+            listening.append(stack.enter_context(_listen("127.0.0.1", own_port, together=False)))
         await hypercorn_worker_serve(
             ASGIWrapper(app),
             config,
-            sockets=Sockets(secure_sockets=[], insecure_sockets=[listening], quic_sockets=[]),
+            sockets=Sockets(secure_sockets=[], insecure_sockets=listening, quic_sockets=[]),
             shutdown_trigger=shutdown.wait,
             task_status=task_status,
         )
+
+
+def _listen(host: str, port: int, together: bool) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # 1024: a burst of calls. hypercorn's own 100 would turn some of them away.
+    listening = socket.create_server((host, port), family=family, backlog=1024, reuse_port=together)
+    listening.setblocking(False)
+    return listening
 
 
 async def _serve_and_drain(

@@ -20,9 +20,10 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Final
 
-from voicebot.call_record import FINAL_STATUSES, CallRecord, Direction
+from voicebot.call_record import FINAL_STATUSES, CallRecord, Direction, merge
 from voicebot.errors import CallRefused, Draining
 from voicebot.record import TURNS, joined
+from voicebot.standing import Line
 
 #: Is told a record that has changed, and which turns of it are new or different.
 Follower = Callable[[CallRecord, Sequence[Mapping[str, Any]]], None]
@@ -158,6 +159,26 @@ class CallStore:
                 ended_at = record.ended_at or at
                 self._change(record, status=status, updated_at=at, ended_at=ended_at, live=False)
 
+    def adopt(self, record: CallRecord) -> None:
+        """Take what another process knows of a call. No follower is told: that process has one."""
+        known = self._records.get(record.sid)
+        if known is None:
+            self._records[record.sid] = record
+            self._drop_oldest()
+        elif record.sid not in self._live:
+            self._records[record.sid] = merge(known, record)
+        elif record.answered_by:
+            self._records[record.sid] = replace(known, answered_by=record.answered_by)
+
+    @property
+    def live_sids(self) -> list[str]:
+        """Whose engines run."""
+        return list(self._live)
+
+    def is_live(self, sid: str) -> bool:
+        """Say whether the engine of a call runs here."""
+        return sid in self._live
+
     def forget(self, sid: str) -> None:
         """Drop the record of a call, unless its engine runs."""
         if sid not in self._live:
@@ -182,6 +203,9 @@ class CallStore:
     def _put(self, record: CallRecord) -> None:
         self._records[record.sid] = record
         self._follower(record, ())
+        self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
         if len(self._records) - len(self._live) > self._keep:
             # Oldest first; only live calls, of which there are few, are skipped.
             del self._records[next(sid for sid in self._records if sid not in self._live)]
@@ -189,12 +213,22 @@ class CallStore:
 
 @dataclass(slots=True)
 class _Line:
-    """A place for one call. Without a token it is being dialled."""
+    """A place for one call. Without a nonce, which makes its token, it is being dialled."""
 
     expires: float
-    token: str = ""
+    nonce: str = ""
     account_sid: str = ""
     redeemed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """The lines of all processes but those by these keys, while one step decides for all."""
+
+    keys: Sequence[str]
+    limit: int
+    tokens: int  # lines with a token, live ones included
+    dialled: int  # lines without
 
 
 class Lines:
@@ -206,12 +240,18 @@ class Lines:
 
     REMEMBERED: Final = 4096  # tokens of past calls, 1 MB: hours of replays at any likely rate
 
-    def __init__(self, limit: int, ttl_s: float) -> None:
+    def __init__(
+        self, limit: int, ttl_s: float, sign: Callable[[str, str], str] = lambda sid, nonce: nonce
+    ) -> None:
+        """`sign`: makes a call's token of its nonce; all who share lines make the same."""
         self.limit = limit
+        self.others: Others | None = None  # they count as well; see `shared.py`
+        self._sign = sign
         self.closed = False  # no new call; one that has a line goes on
         self._ttl_s = ttl_s
         self._lines: dict[str, _Line] = {}  # by CallSid, or by the key that `dial` returned
-        self._past: dict[str, str] = {}  # CallSid -> token; oldest first
+        self._held: set[str] = set()
+        self._past: dict[str, str] = {}  # CallSid -> nonce; oldest first
 
     def taken(self, now: float) -> int:
         """Return the lines in use: ringing out, waiting for their stream, or live."""
@@ -223,17 +263,20 @@ class Lines:
         self._expire(now)
         return max((line.expires for line in self._lines.values()), default=now)
 
-    def dial(self, now: float, hold_s: float) -> str:
+    def dial(self, now: float, hold_s: float, key: str = "") -> str:
         """Take a line for an outbound call that has no CallSid yet; return its key.
+
+        `key`: of `dial_key`; empty: a new one.
 
         Raises:
             CallRefused: no line is free; `Draining`: the lines are closed.
         """
         if self.closed:
             raise Draining("the server is shutting down; try another or later")
-        if self.taken(now) >= self.limit:
-            raise CallRefused(f"all {self.limit} lines are busy; try again later")
-        key = f"dial-{secrets.token_hex(8)}"
+        self._expire(now)
+        if self._full(dialled=True):
+            raise CallRefused("all lines are busy; try again later")
+        key = key or dial_key()
         self._lines[key] = _Line(now + hold_s)
         return key
 
@@ -264,19 +307,28 @@ class Lines:
         """Return the token of a call, the same for the same call; None if no line is free."""
         self._expire(now)
         line = self._lines.get(call_sid)
-        if line is not None and line.token:
-            return line.token
+        if line is not None and line.nonce:
+            return self._sign(call_sid, line.nonce)
         if call_sid in self._past:
-            return self._past[call_sid]
+            return self._sign(call_sid, self._past[call_sid])
         if line is None and self.closed and not renewed:
             return None
         # A caller gets a line that nobody holds. An answered call has its own, but under a dial
         # key as long as Twilio's reply to the dialling is on its way; so only tokens count.
-        if sum(1 for held in self._lines.values() if held.token or not outbound) >= self.limit:
+        if self._full(dialled=not outbound):
             return None
-        token = secrets.token_urlsafe(32)
-        self._lines[call_sid] = _Line(now + self._ttl_s, token, account_sid)
-        return token
+        nonce = secrets.token_urlsafe(32)
+        self._lines[call_sid] = _Line(now + self._ttl_s, nonce, account_sid)
+        return self._sign(call_sid, nonce)
+
+    def _full(self, *, dialled: bool) -> bool:
+        """Say whether no line is free; `dialled`: those without a token count as well."""
+        lines, taken, limit = list(self._lines.values()), 0, self.limit
+        if self.others is not None:
+            lines = [self._lines[key] for key in self.others.keys if key in self._lines]
+            taken = self.others.tokens + (self.others.dialled if dialled else 0)
+            limit = self.others.limit
+        return taken + sum(1 for line in lines if line.nonce or dialled) >= limit
 
     def redeem(self, token: str, call_sid: str, account_sid: str, *, now: float) -> None:
         """Use up the token of a call.
@@ -289,9 +341,9 @@ class Lines:
         line = self._lines.get(call_sid)
         if (
             line is None
-            or not line.token
+            or not line.nonce
             or line.redeemed
-            or not _same(line.token, token)
+            or not _same(self._sign(call_sid, line.nonce), token)
             or not _same(line.account_sid, account_sid)
         ):
             raise CallRefused("the stream's token is not one this server gave for this call")
@@ -303,9 +355,11 @@ class Lines:
         """Keep the line while the call runs; free it afterwards."""
         line = self._lines.setdefault(call_sid, _Line(inf, redeemed=True))
         line.expires = inf
+        self._held.add(call_sid)
         try:
             yield
         finally:
+            self._held.discard(call_sid)
             self.release(call_sid)
 
     def release(self, key: str, *, unused_only: bool = False) -> None:
@@ -317,14 +371,50 @@ class Lines:
         if line is None or (unused_only and line.redeemed):
             return
         del self._lines[key]
-        if line.token:
-            self._past[key] = line.token
+        self._held.discard(key)
+        if line.nonce:
+            self._past[key] = line.nonce
             if len(self._past) > self.REMEMBERED:
                 del self._past[next(iter(self._past))]
+
+    # --- From one process to another
+
+    def take(self, key: str) -> tuple[Line | None, str]:
+        """Return a call's line, and the nonce of its past token; forget both, but a live line."""
+        line, past = self._lines.get(key), self._past.pop(key, "")
+        if line is None:
+            return None, past
+        if not self.holds(key):
+            del self._lines[key]
+        return Line(line.nonce, line.account_sid, None if line.redeemed else line.expires), past
+
+    def put(self, key: str, line: Line | None, past: str) -> None:
+        """Take what `take` returned elsewhere; nothing is known here but of a live line."""
+        if past:
+            self._past[key] = past
+        if line is None:
+            return
+        expires = inf if self.holds(key) or line.until is None else line.until
+        redeemed = line.until is None
+        self._lines[key] = _Line(expires, line.nonce, line.account_sid, redeemed)
+
+    def holds(self, key: str) -> bool:
+        """Say whether the line is that of a call whose engine runs here."""
+        return key in self._held and key in self._lines
+
+    def held_elsewhere(self, key: str) -> bool:
+        """Say whether the line is that of a call whose engine runs in another process."""
+        line = self._lines.get(key)
+        return line is not None and line.expires == inf and not self.holds(key)
 
     def _expire(self, now: float) -> None:
         for key in [key for key, line in self._lines.items() if line.expires <= now]:
             self.release(key)
+
+
+def dial_key() -> str:
+    """Return what a call goes by until it has a CallSid, which begins otherwise."""
+    return f"dial-{secrets.token_hex(8)}"
 
 
 def _same(ours: str, theirs: str) -> bool:

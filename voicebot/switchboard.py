@@ -18,6 +18,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any, Final
@@ -36,8 +37,11 @@ from voicebot.metrics import Metrics
 from voicebot.onward import Onward
 from voicebot.outbound import OutboundCall
 from voicebot.record import Outcome
+from voicebot.shared import WAIT_S, Alone, Shared, signer
 from voicebot.signature import SIGNATURE, SIGNATURE_SETTINGS, Secrets
+from voicebot.standing import Standing
 from voicebot.store import CallStore, Lines
+from voicebot.telephony import PlacedCall
 from voicebot.tollgate import Tollgate
 
 # SIDs are 34 letters and digits; a simulator may make up its own.
@@ -73,7 +77,12 @@ class Switchboard:
         self._secrets = _secrets_of(settings)
         self.store = CallStore()
         self.metrics = Metrics()
-        self.lines = Lines(settings.call_limit, settings.token_ttl_s)
+        sign = {}
+        if settings.shared:
+            # All have the same account. Without one whoever can read the database calls anyway.
+            sign = {"sign": signer(settings.twilio_auth_token.get_secret_value())}
+        self.lines = Lines(settings.call_limit, settings.token_ttl_s, **sign)
+        self.shared: Alone | Shared = Alone()  # while the service is open, who decides with us
         self.metrics.lines.set(settings.call_limit)
         self.metrics.lines_taken.set_function(lambda: self.lines.taken(trio.current_time()))
         self.onward = Onward()
@@ -102,6 +111,9 @@ class Switchboard:
     async def wait_idle(self) -> None:
         """Wait until no call needs this process any more; at once where none does."""
         await self._wait_beyond(self.busy_until)
+        while await self.shared.needed():
+            await trio.sleep(WAIT_S)
+            await self._wait_beyond(self.busy_until)
 
     async def wait_hung_up(self) -> None:
         """Wait until no line is taken. Who is away is not waited for."""
@@ -178,14 +190,16 @@ class Switchboard:
 
     # --- Calls
 
-    def dial(self, call: OutboundCall) -> str:
+    def dial(self, call: OutboundCall, key: str = "") -> str:
         """Take a line for a call that is to be placed; return the key of both.
+
+        `key`: as `Lines.dial`.
 
         Raises:
             CallRefused: no line is free; `Draining`: the server takes no more.
         """
         hold_s = DIAL_HOLD_S - outbound.RING_TIMEOUT_S + call.ring_timeout_s
-        key = self.lines.dial(trio.current_time(), hold_s)
+        key = self.lines.dial(trio.current_time(), hold_s, key)
         self._asked[key] = call
         if len(self._asked) > ASKED:
             del self._asked[next(iter(self._asked))]
@@ -196,6 +210,19 @@ class Switchboard:
         self.lines.dialled(key, call_sid)
         if call := self._asked.pop(key, None):
             self._asked[call_sid] = call
+
+    def placed(self, key: str, asked: OutboundCall, call: PlacedCall) -> None:
+        """Take Twilio's answer: a line's call has a name, and a record."""
+        self.dialled(key, call.sid)
+        self.store.open(
+            call.sid,
+            at=wall_clock(),
+            direction="outbound",
+            from_=asked.from_,
+            to=asked.to,
+            status=call.status,
+        )
+        self.store.describe(call.sid, asked.metadata)
 
     def undial(self, key: str) -> None:
         """Free what `dial` took, unless the call has been named."""
@@ -296,6 +323,57 @@ class Switchboard:
         text = "" if ending is None else str(ending.arguments.get("summary", ""))
         return twiml.say_twiml(text, self.settings.language)
 
+    def forget(self, call_sid: str) -> bool:
+        """Forget what was to come of a call, all but that its token was used.
+
+        Returns whether that was done: not of a call that is live, here or in another process.
+        """
+        if self.store.is_live(call_sid) or self.live_elsewhere(call_sid):
+            return False
+        self._is_over(call_sid)
+        return True
+
+    def _is_over(self, call_sid: str) -> None:
+        self.lines.release(call_sid, unused_only=True)
+        self._asked.pop(call_sid, None)
+        self.onward.over(call_sid)
+
+    def live_elsewhere(self, call_sid: str) -> bool:
+        """Say whether the engine of a call runs in another process."""
+        return self.lines.held_elsewhere(call_sid)
+
+    # --- From one process to another; see `shared.py`
+
+    def take_in(self, key: str, standing: Standing, ahead_s: float) -> None:
+        """Take how a call stands; times are `ahead_s` behind the Trio clock."""
+        line, away = standing.line, standing.away
+        if line is not None and line.until is not None:
+            line = replace(line, until=line.until + ahead_s)
+        self.lines.put(key, line, standing.past)
+        if away is not None:
+            self.onward.put(key, replace(away, since=away.since + ahead_s))
+        if standing.call is not None:
+            self._asked[key] = OutboundCall(**standing.call)
+        if standing.record is not None:
+            self.store.adopt(standing.record)
+
+    def hand_out(self, key: str, ahead_s: float) -> Standing:
+        """Return how a call stands, and forget its line, unless it is live here."""
+        line, past = self.lines.take(key)
+        if line is not None and line.until is not None:
+            line = replace(line, until=line.until - ahead_s)
+        away = self.onward.take(key)
+        if away is not None:
+            away = replace(away, since=away.since - ahead_s)
+        call = self._asked.get(key)
+        asked = None if call is None else asdict(call)
+        return Standing(line, past, away, asked, self.store.get(key))
+
+    def let_go(self, key: str) -> None:
+        """Forget the rest of a call that is not to be live here: others may know better by now."""
+        self._asked.pop(key, None)
+        self.store.forget(key)
+
     # --- Answering machines
 
     def answered_by(self, call_sid: str, who: str) -> None:
@@ -329,9 +407,7 @@ class Switchboard:
         if (told := self.store.get(call_sid)) is not None:
             self.tollgate.over(told)
         if status in FINAL_STATUSES:
-            self.lines.release(call_sid, unused_only=True)
-            self._asked.pop(call_sid, None)
-            self.onward.over(call_sid)
+            self._is_over(call_sid)
             self._freed.ring()
 
     def take_stream_status(self, form: Form) -> None:
@@ -378,6 +454,11 @@ def _secrets_of(settings: Settings) -> Secrets:
     given = (settings.twilio_auth_token, settings.twilio_auth_token_secondary)
     tokens = tuple(filter(None, (token.get_secret_value() for token in given)))
     return Secrets(tokens if settings.accept_sha1 else (), settings.webhook_keys)
+
+
+def call_of(form: Form) -> str:
+    """Return which call a webhook is about. Raises `BadRequest`: it does not say."""
+    return _sid(form, "CallSid")
 
 
 def wall_clock() -> str:

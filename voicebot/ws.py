@@ -48,7 +48,7 @@ async def open_media_socket(
     send: Send,
     *,
     admit: Callable[[Scope], None],
-    authenticate: Callable[[twilio.Start], None],
+    authenticate: Callable[[twilio.Start], Awaitable[None]],
     start_timeout_s: float,
     limits: Limits = USUAL,
     unstarted: AbstractContextManager[None] | None = None,
@@ -58,7 +58,7 @@ async def open_media_socket(
     Args:
         admit: raises `CallRefused` for an upgrade that is not to be taken.
         authenticate: raises `CallRefused` for a stream that is not of a call we answered.
-        start_timeout_s: from the upgrade to `start`, whatever else comes in between.
+        start_timeout_s: from the upgrade to the answer to `start`, whatever comes in between.
         limits: what this stream may take.
         unstarted: a place among those whose call is not known yet, held until it is; raises
             `CallRefused` where there is none.
@@ -88,7 +88,7 @@ async def open_media_socket(
 async def _begin(
     socket: AsgiMediaSocket,
     admit: Callable[[Scope], None],
-    authenticate: Callable[[twilio.Start], None],
+    authenticate: Callable[[twilio.Start], Awaitable[None]],
     start_timeout_s: float,
     unstarted: AbstractContextManager[None],
 ) -> bool:
@@ -99,7 +99,7 @@ async def _begin(
             await socket.accept()
             with trio.fail_after(start_timeout_s):
                 await socket.wait_for_start()
-            authenticate(socket.start)
+                await authenticate(socket.start)
     except (CallRefused, trio.TooSlowError) as exc:
         reason = "no_start" if isinstance(exc, trio.TooSlowError) else str(exc)
         logger.warning("stream_refused", extra={"reason": reason, **socket.description()})
