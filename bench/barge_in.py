@@ -68,15 +68,26 @@ def recordings(pick: random.Random) -> list[tuple[str, bytes]]:
 @contextmanager
 def serving(environ: dict[str, str], module: str = "voicebot") -> Iterator[str]:
     """Run `voicebot serve`, or another module like it, with these settings; yield its URL."""
+    with started(environ, module) as (url, _):
+        yield url
+
+
+@contextmanager
+def started(
+    environ: dict[str, str], module: str = "voicebot", core: int | None = None
+) -> Iterator[tuple[str, int]]:
+    """As `serving`; yield the URL and the process's number. `core`: the only one it gets."""
     command = [sys.executable, "-m", module, "serve", "--dev", "--port", "0"]
     environ = {"VOICEBOT_DATABASE_URL": "", **environ}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, text=True
     ) as process:
+        if core is not None:
+            os.sched_setaffinity(process.pid, {core})
         assert process.stdout is not None
         for line in process.stdout:
             if ready := re.fullmatch(r"ready on (http://\S+)\n", line):
-                yield ready[1]
+                yield ready[1], process.pid
                 break
         process.terminate()
 

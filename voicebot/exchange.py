@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import Any, cast
 
 import trio
 from hypercorn.config import Config
@@ -17,6 +17,7 @@ from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, Scope
 
 from voicebot.admission import Admission
 from voicebot.client_address import peer_of
+from voicebot.upgraded import PeerGone, Upgraded
 
 logger = logging.getLogger("voicebot.serving")  # for who reads the log it is one server
 
@@ -26,11 +27,18 @@ class Tasks(TaskGroup):
 
     _nursery: trio.Nursery
 
-    def __init__(self, nursery: trio.Nursery, peer: str, admission: Admission) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        peer: str,
+        admission: Admission,
+        take_over: Callable[[], Awaitable[Upgraded]],
+    ) -> None:
         super().__init__()
         self._nursery = nursery
         self._peer = peer
-        self.admission = admission
+        self._admission = admission
+        self._take_over = take_over
 
     async def spawn_app(
         self,
@@ -39,7 +47,7 @@ class Tasks(TaskGroup):
         scope: Scope,
         send: Callable[[ASGISendEvent | None], Awaitable[None]],
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
-        exchange = Exchange(config.max_app_queue_size, send)
+        exchange = Exchange(config.max_app_queue_size, send, self._take_over)
         self._nursery.start_soon(
             self._run_app, app, scope, exchange, name=f"{scope['type']} {self._peer}"
         )
@@ -60,15 +68,15 @@ class Tasks(TaskGroup):
 
     def _may_ask(self, scope: Scope) -> bool:
         """Count a request; have the application see who has sent it, if a proxy says so."""
-        if self.admission.undeclared(scope):
+        if self._admission.undeclared(scope):
             hint = "the limits by address hold for nobody; name it in VOICEBOT_TRUSTED_PROXIES"
             logger.warning("proxy_not_declared", extra={"peer": self._peer, "hint": hint})
-        address = self.admission.client(scope)
+        address = self._admission.client(scope)
         if address != peer_of(scope):
             scope["client"] = (address, 0)  # type: ignore[typeddict-unknown-key]  # no lifespan; the port is the proxy's own affair
-        refused = self.admission.request(address, trio.current_time())
+        refused = self._admission.request(address, trio.current_time())
         if refused is not None:
-            tell(self.admission, "request_refused", refused, address)
+            tell(self._admission, "request_refused", refused, address)
         return refused is None
 
 
@@ -94,10 +102,6 @@ async def _answer_429(scope: Scope, send: Callable[[ASGISendEvent], Awaitable[No
         await send(cast("ASGISendEvent", message))
 
 
-class PeerGone(OSError):
-    """What a send raises once the peer has gone, as ASGI 2.4 has it."""
-
-
 class Exchange:
     """One application's messages, both ways.
 
@@ -107,12 +111,21 @@ class Exchange:
 
     A send after the disconnect is a checkpoint, and raises where it is a WebSocket's: a loop of
     sends would hold the process for ever otherwise.
+
+    A WebSocket that is accepted is the application's own from then on: see `upgraded.py`.
     """
 
-    def __init__(self, size: int, send: Callable[[ASGISendEvent | None], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        size: int,
+        send: Callable[[ASGISendEvent | None], Awaitable[None]],
+        take_over: Callable[[], Awaitable[Upgraded]],
+    ) -> None:
         self._queue_send, self._queue_receive = trio.open_memory_channel[ASGIReceiveEvent](size)
         self._disconnect: ASGIReceiveEvent | None = None
         self._protocol_send = send
+        self._take_over = take_over
+        self._upgraded: Upgraded | None = None
 
     async def put(self, message: ASGIReceiveEvent) -> None:
         if message["type"].endswith(".disconnect"):
@@ -125,6 +138,8 @@ class Exchange:
             pass  # the disconnect has overtaken it
 
     async def receive(self) -> ASGIReceiveEvent:
+        if self._upgraded is not None:
+            return cast("ASGIReceiveEvent", await self._upgraded.receive())
         try:
             return await self._queue_receive.receive()
         except trio.EndOfChannel:
@@ -132,8 +147,13 @@ class Exchange:
             return self._disconnect
 
     async def send(self, message: ASGISendEvent) -> None:
-        if self._disconnect is None:
+        if self._upgraded is not None:
+            await self._upgraded.send(cast("dict[str, Any]", message))
+        elif self._disconnect is None:
+            # Before the peer may speak: hypercorn must not read a byte of what it says.
+            upgraded = await self._take_over() if message["type"] == "websocket.accept" else None
             await self._protocol_send(message)
+            self._upgraded = upgraded
         else:
             await trio.lowlevel.checkpoint()
             if self._disconnect["type"] == "websocket.disconnect":
@@ -141,4 +161,7 @@ class Exchange:
 
     async def end(self) -> None:
         """Say that the application has ended; where it said nothing, the answer is 500 or 1011."""
-        await self._protocol_send(None)
+        if self._upgraded is not None:
+            await self._upgraded.end()
+        else:
+            await self._protocol_send(None)

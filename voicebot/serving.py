@@ -15,22 +15,20 @@ and has all of them; when one is fixed upstream, its override goes. Always true 
 from __future__ import annotations
 
 import logging
+import select
 import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from math import inf
 from typing import Final, cast
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config, Sockets
 from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol import h11 as hypercorn_h11
-from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio import run as hypercorn_run
 from hypercorn.trio.run import worker_serve as hypercorn_worker_serve
-from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
+from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
     AppWrapper,
@@ -41,7 +39,10 @@ from hypercorn.typing import (
 from hypercorn.utils import parse_socket_addr
 
 from voicebot.exchange import Tasks, admission_of, tell
-from voicebot.framing import Http11, WebSocket
+from voicebot.frames import Frames
+from voicebot.framing import Http11
+from voicebot.limits import Bucket
+from voicebot.upgraded import MAX_RECV, Upgraded
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,12 @@ SEND_DEADLINE_S: Final = 5.0
 SILENCE_S: Final = 15.0
 # An application whose socket has gone may go on this long, to close providers and write records.
 LINGER_S: Final = 10.0
+LOOK_S: Final = 2.0  # how often it is seen to that a WebSocket's peer is still there
 TIMER_S: Final = 1.0  # to start or end a timer, or to close, takes a step or two of the loop
 # Whoever signals hypercorn's main process and its workers has done so by then; nobody who signals
 # twice is so quick.
 TOGETHER_S: Final = 0.5
+CODEC_MARGIN: Final = 2  # times what the codec takes: it is the one to name a message just too long
 # A message of a call always fits; a large HTTP body gets a new send deadline for every slice.
 SLICE_BYTES: Final = 65_536
 
@@ -71,7 +74,6 @@ def contain() -> None:
     """
     hypercorn_run.TCPServer = ContainedServer  # type: ignore[attr-defined]  # see above
     hypercorn_run.worker_serve = _serve_and_drain
-    hypercorn_h11.WSStream = WebSocket  # type: ignore[attr-defined]  # by name as well
     Config.alpn_protocols = ["http/1.1"]
 
 
@@ -215,10 +217,10 @@ class ContainedServer(TCPServer):
       and whoever keeps the body back has the connection for ever (not reported): `protocol_send`.
     - A reader parked between pipelined requests is never woken when the connection breaks (not
       reported): `_reading`.
-    - A WebSocket message is stored before it is measured, and the peer is read on afterwards
-      (not reported): `_BoundedBuffer`, `WebSocket`.
+    - A WebSocket message is stored before it is measured, and the peer is read on afterwards;
+      pings and empty fragments are handled without limit (not reported); and each message costs
+      four times what it must: `take_over`, by which a WebSocket leaves hypercorn.
     - Compression cannot be declined, and inflates before the limit (#307): `Http11`.
-    - Pings and empty fragments are handled without limit (not reported): `WebSocket`.
     - Nothing limits connections, nor how fast they come: `_enter`, `Tasks._may_ask`, by
       `admission.py`.
     """
@@ -242,6 +244,9 @@ class ContainedServer(TCPServer):
         # Whoever finds the transport dead cancels this: the reader may be waiting for something
         # else than the transport. It then tells the application.
         self._reading = trio.CancelScope()
+        self._receiving = trio.CancelScope()  # one receive of the reader's
+        self._upgraded: Upgraded | None = None
+        self._read_here = trio.Event()  # the reader reads no more; what comes is the application's
 
     async def run(self) -> None:
         """Serve the connection to its end. No exception but a cancellation leaves this."""
@@ -285,7 +290,7 @@ class ContainedServer(TCPServer):
         # Owns: the reader (this task), the idle timer, the application. Ends when all have, or
         # LINGER_S after the transport is known to be dead.
         async with trio.open_nursery() as nursery:
-            self._task_group = Tasks(nursery, self.peer, self.admission)
+            self._task_group = Tasks(nursery, self.peer, self.admission, self.take_over)
             self.protocol = Http11(
                 self.app,
                 self.config,
@@ -300,8 +305,6 @@ class ContainedServer(TCPServer):
             await self.idle_task.restart(self._task_group, self._idle_timeout)
             with self._reading:
                 await self._read_data()
-            if self._reading.deadline <= trio.current_time():
-                logger.warning("peer_silent", extra={"peer": self.peer})
             await self.protocol.handle(Closed())
             await self.idle_task.stop()
             nursery.cancel_scope.deadline = trio.current_time() + LINGER_S
@@ -310,26 +313,59 @@ class ContainedServer(TCPServer):
 
     async def _read_data(self) -> None:
         try:
-            while self.protocol.cut_off is None:
-                self._allow_silence()
-                data = await self.stream.receive_some(MAX_RECV)
-                await self.protocol.handle(RawData(bytes(data)))
-                if not data:
-                    return
-            logger.warning(self.protocol.cut_off, extra={"peer": self.peer})
+            while self._upgraded is None:
+                with trio.CancelScope() as self._receiving:
+                    data = await self.stream.receive_some(MAX_RECV)
+                if not self._receiving.cancelled_caught:
+                    await self.protocol.handle(RawData(bytes(data)))
+                    if not data:
+                        return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the peer has gone, or this side has closed
+            return  # the peer has gone, or this side has closed
+        finally:
+            self._read_here.set()
+        await self._watch(self._upgraded)
 
-    def _allow_silence(self) -> None:
-        """Give a WebSocket until its next deadline; move that in steps, as each move has a price.
+    async def take_over(self) -> Upgraded:
+        """Give the application the socket, for the WebSocket that it is about to accept."""
+        limits = self.admission.limits
+        largest = min(self.config.websocket_max_message_size, CODEC_MARGIN * limits.message_chars)
+        frames = Frames(
+            largest,
+            Bucket(limits.messages_per_s, limits.burst_s),
+            Bucket(limits.bytes_per_s, limits.burst_s),
+        )
+        self._upgraded = Upgraded(self.stream, self._write, frames, self.peer)
+        self._receiving.cancel(reason="upgraded")
+        await self._read_here.wait()
+        return self._upgraded
 
-        A client that waits for its answer rightly says nothing, and an idle one is the idle
-        timer's: hypercorn itself would cut both off.
+    async def _watch(self, upgraded: Upgraded) -> None:
+        """Wait for the application's end, or for a peer that it does not see to have gone.
+
+        One that says nothing for too long is cut off. An application that does not read is told
+        nothing of its peer's end, but not waited for much longer either.
         """
-        websocket = isinstance(self.protocol.stream, WSStream)
-        until = trio.current_time() + (self.silence_s if websocket else inf)
-        if not 0 <= until - self._reading.deadline < self.silence_s / 10:
-            self._reading.deadline = until
+        while not upgraded.ended.is_set():
+            since = upgraded.waits_since
+            if since is None and self._hung_up():
+                return
+            if since is not None and since + self.silence_s <= trio.current_time():
+                logger.warning("peer_silent", extra={"peer": self.peer})
+                await trio.aclose_forcefully(self.stream)
+                return
+            with trio.move_on_after(min(LOOK_S, self.silence_s)):
+                await upgraded.ended.wait()
+
+    def _hung_up(self) -> bool:
+        """Whether the peer has gone, or sends no more: what is still to be read does not matter."""
+        tcp = getattr(self.stream, "transport_stream", self.stream)
+        poll = select.poll()
+        try:
+            poll.register(tcp.socket, select.POLLRDHUP)
+            return bool(poll.poll(0))
+        except ValueError:  # its descriptor is closed
+            return True
 
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, RawData):
@@ -343,8 +379,8 @@ class ContainedServer(TCPServer):
             with trio.move_on_after(TIMER_S, shield=True):
                 await super().protocol_send(event)
 
-    async def _write(self, data: bytes) -> None:
-        """Write, or drop the transport.
+    async def _write(self, data: bytes) -> bool:
+        """Write, or drop the transport; return which.
 
         Cancellation: waits for the bytes, so that none is torn, for at most the send deadline
         per slice. A sender cancelled before its turn has written nothing.
@@ -354,7 +390,7 @@ class ContainedServer(TCPServer):
                 for start in range(0, len(data), SLICE_BYTES):
                     with trio.fail_after(self.send_deadline_s, shield=True):
                         await self.stream.send_all(data[start : start + SLICE_BYTES])
-                return
+                return True
             except trio.TooSlowError:
                 logger.warning("send_deadline_passed", extra={"peer": self.peer})
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
@@ -362,3 +398,4 @@ class ContainedServer(TCPServer):
         # Half a message may be out: nothing can follow it on this transport.
         self._reading.cancel(reason="broken")
         await trio.aclose_forcefully(self.stream)
+        return False
