@@ -421,7 +421,7 @@ async def test_who_has_gone_from_above_is_missed(tmp_path: Path) -> None:
 
 async def start(tmp_path: Path, *arguments: str, **environ: str) -> tuple[int, str]:
     """Start a team that cannot be; return its exit status and what it says."""
-    command = [sys.executable, "-m", "voicebot", "serve", "--workers", "2", *arguments]
+    command = [sys.executable, "-m", "voicebot", "serve", "--dev", "--workers", "2", *arguments]
     with trio.fail_after(60):
         done = await trio.run_process(
             command,

@@ -360,6 +360,7 @@ async def attack(connections: int, seed: int, folder: Path) -> Outcome:
             "VOICEBOT_DATABASE_URL": f"sqlite:///{folder}/calls.db",
             "VOICEBOT_API_KEYS": entry(),
             "VOICEBOT_MAX_CALLS": "10000",  # a webhook takes a line for as long as its token lives
+            "VOICEBOT_LIMITS__CONNECTIONS": "20000",  # there must be two for each call
             "VOICEBOT_TOKEN_TTL_S": "10",
         }
         account = Account(environ["TWILIO_ACCOUNT_SID"], environ["TWILIO_AUTH_TOKEN"], PUBLIC_URL)
