@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.fuzz.targets import BINARY, SEEDS, TARGETS, join
 
 #: Inputs for each codec; `many.py` asks for more.
-INPUTS = int(os.environ.get("VOICEBOT_FUZZ_INPUTS", "1000" if os.environ.get("CI") else "200"))
+INPUTS = int(os.environ.get("VOICEBOT_FUZZ_INPUTS", "150" if os.environ.get("CI") else "50"))
 
 _NUMBERS = (
     st.integers()
