@@ -595,6 +595,34 @@ async def test_an_answer_of_which_nothing_was_said_is_asked_for_once_more(
     assert len(chat.requests) == (2 if after == 2 else 1)
 
 
+class Drips(FakeChat):
+    """Breaks off in mid-sentence the first time, as `fail_after` says, and then never begins."""
+
+    async def _words(self, parts: Any) -> Any:
+        if len(self.requests) > 1:
+            await trio.sleep_forever()
+        async for word in super()._words(parts):
+            yield word
+
+
+@pytest.mark.parametrize("breaks_s, asked", [(2.0, 3), (4.9, 2), (6.0, 1)])
+async def test_an_answer_that_breaks_off_has_no_more_patience_for_being_asked_for_again(
+    autojump_clock: Clock, breaks_s: float, asked: int
+) -> None:
+    chat = Drips(["One two three."] * 4, first=0.0, gap=breaks_s / 2, fail_after=2, retryable=True)
+    socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=15.0)
+    times = Timeouts(filler_s=30.0, first_token_s=2.0, answer_s=5.0, first_audio_s=30.0)
+
+    summary = await run_call(
+        socket, ports(FakeEar(["tell me"]), chat, canned=KNOWN), plan(timeouts=times, **TEXTS)
+    )
+
+    (turn,) = summary.turns
+    assert turn.heard == "Sorry."
+    assert turn.first_text == pytest.approx(TURN_S + max(5.0, breaks_s), abs=0.1)
+    assert len(chat.requests) == asked
+
+
 async def test_an_answer_that_breaks_off_twice_is_apologised_for(autojump_clock: Clock) -> None:
     chat = FakeChat(["One two three four."] * 3, fail_after=2, retryable=True)
     socket = FakeTwilio(voice=[(1.0, 2.0)], stop_at=9.0)

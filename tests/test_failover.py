@@ -157,6 +157,20 @@ async def test_patience_for_an_answer_is_that_of_all_its_tries(autojump_clock: C
     assert len(part.asked) == 3
 
 
+async def test_an_answer_that_should_have_begun_already_is_late(autojump_clock: Clock) -> None:
+    """A pause before a try may oversleep what patience there is."""
+    part, failures = Part([(0.1, "a")]), Failures()
+    chat = FailoverChat(Alternatives([part], TIMES.retrying), TIMES, failures)
+    await trio.sleep(1.0)
+
+    with pytest.raises(ProviderTimeout, match="no answer in time"):
+        async with chat.open_reply([], until=0.5):
+            pass
+
+    assert trio.current_time() == pytest.approx(1.0)
+    assert len(part.asked) == 1
+
+
 @pytest.mark.parametrize("retry_after_s", [5.0, 60.0])
 async def test_a_voice_that_is_busy_is_waited_for_no_longer_than_a_late_one(
     retry_after_s: float, autojump_clock: Clock

@@ -65,14 +65,21 @@ class FailoverChat:
 
     @asynccontextmanager
     async def open_reply(
-        self, messages: Sequence[Message], tools: Sequence[Tool] = ()
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        *,
+        until: float = math.inf,
     ) -> AsyncGenerator[AsyncIterator[str | ToolCall]]:
-        """Stream one answer; see `ports.Chat`."""
+        """Stream one answer; see `ports.Chat`.
+
+        `until`: when it must have begun at the latest, on Trio's clock.
+        """
         timeouts = self._timeouts
         tries = _Tries(
             self._chats,
             timeouts.answer_tries,
-            timeouts.answer_s,
+            min(timeouts.answer_s, until - trio.current_time()),
             lambda chat: chat.open_reply(messages, tools),
             self._on_failure,
             self._broke,
@@ -195,8 +202,9 @@ class _Tries(Generic[PartT, ItemT]):
             request = self._witness.asked(part)
             request.again = again
             try:
-                patience_s = min(first_s, self._until - trio.current_time())
-                with trio.fail_after(patience_s) as patience:
+                # A pause that oversleeps leaves none, so this is a moment and no duration.
+                late_at = min(trio.current_time() + first_s, self._until)
+                with trio.fail_at(late_at) as patience:
                     async with self._ask(part) as items:
                         self._witness.accepted(request)
                         answer = _Answer(items, patience, gaps)

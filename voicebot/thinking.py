@@ -14,9 +14,10 @@ import trio
 
 from voicebot.dialog import Dialog
 from voicebot.errors import ProviderError, ReplyCut, RequestTooLong
+from voicebot.failover import FailoverChat
 from voicebot.floor import Floor
 from voicebot.parting import Parting, read_arguments
-from voicebot.ports import Chat, Tool, ToolCall
+from voicebot.ports import Tool, ToolCall
 from voicebot.record import Outcome
 from voicebot.reply import Notes, Reply
 from voicebot.sentences import SentenceSplitter
@@ -44,7 +45,7 @@ class Thinker:
     def __init__(
         self,
         mouth: Mouth,
-        chat: Chat,
+        chat: FailoverChat,
         dialog: Dialog,
         toolbox: Toolbox,
         floor: Floor,
@@ -101,16 +102,20 @@ class Thinker:
         tools: Sequence[Tool],
         *,
         again: bool = True,
+        until: float | None = None,
     ) -> list[ToolCall]:
         """Stream one answer of the language model; return the tools it asks for.
 
         One that breaks off before its first sentence is there is asked for once more (`again`):
-        nobody has heard of it.
+        nobody has heard of it. To the caller that is one silence, which has one end: `until`, and
+        where nothing was asked before, `answer_s` from now.
         """
         calls, before = [], len(reply.pieces)
+        if until is None:
+            until = trio.current_time() + self._mouth.plan.timeouts.answer_s
         try:
             messages = self._dialog.messages("" if reply.begun else reply.text)
-            async with self._chat.open_reply(messages, tools) as answer:
+            async with self._chat.open_reply(messages, tools, until=until) as answer:
                 async for delta in answer:
                     if isinstance(delta, ToolCall):
                         calls.append(self._toolbox.name(delta))
@@ -123,7 +128,7 @@ class Thinker:
             if not self._dialog.shrink():
                 raise
             self._journal.count("contexts_shrunk")
-            return await self._ask(splitter, pieces, reply, tools, again=again)
+            return await self._ask(splitter, pieces, reply, tools, again=again, until=until)
         except ReplyCut as cut:
             self._journal.count("replies_cut")
             self._note("reply_cut", reason=cut.reason)
@@ -137,10 +142,11 @@ class Thinker:
                     await self._give(piece, pieces, reply)
         except ProviderError as exc:
             broke_off = splitter.flush()  # half a sentence, which is not said
+            again = again and trio.current_time() < until
             if not (again and broke_off and exc.retryable and len(reply.pieces) == before):
                 raise
             self._journal.count("answers_begun_again")
-            return await self._ask(splitter, pieces, reply, tools, again=False)
+            return await self._ask(splitter, pieces, reply, tools, again=False, until=until)
         return calls
 
     async def _run_calls(self, calls: Sequence[ToolCall], reply: Reply) -> None:

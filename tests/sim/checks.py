@@ -360,5 +360,16 @@ def _answered(held: Held) -> Iterator[str]:
             yield "stuck: the caller's last words were not taken"
         return
     excused = answers[-1].tools or keys or held.conversation.faults & {"voice", "stalls"}
-    if not any(t.heard for t in answers) and not excused:
+    if not any(t.heard for t in answers) and not excused and not _just_failed(held):
         yield "stuck: the caller's last words were not answered"
+
+
+def _just_failed(held: Held) -> bool:
+    """Return whether the model has failed so late that what follows need not be heard yet.
+
+    `answer_s` bounds when an answer begins. One that then drips and breaks off in its first
+    sentence comes on top, and with the next try or the apology that is more than this caller waits.
+    """
+    failed = [moment.at for moment in held.moments if moment.what == "provider_failed"]
+    patience_s = held.conversation.plan.timeouts.answer_s
+    return bool(failed) and held.call.summary.duration_s - failed[-1] < patience_s
