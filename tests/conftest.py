@@ -10,7 +10,7 @@ CI = bool(os.environ.get("CI"))
 
 # dev: quick while writing. ci: reproducible, and the same everywhere.
 settings.register_profile("dev", max_examples=50, deadline=None)
-settings.register_profile("ci", max_examples=300, deadline=None, derandomize=True)
+settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
 # Whole conversations are a hundred times slower than other examples.
 settings.register_profile(
     "conversations", max_examples=2_000 if CI else 50, deadline=None, derandomize=CI

@@ -393,9 +393,11 @@ class ContainedServer(TCPServer):
                 return True
             except trio.TooSlowError:
                 logger.warning("send_deadline_passed", extra={"peer": self.peer})
+                broken = False
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-                pass  # busy: it is being closed
+                broken = True  # or, where it is busy, being closed
         # Half a message may be out: nothing can follow it on this transport.
         self._reading.cancel(reason="broken")
-        await trio.aclose_forcefully(self.stream)
+        if not (broken and self._upgraded):  # of a peer that has gone, what it said is still there
+            await trio.aclose_forcefully(self.stream)
         return False

@@ -38,8 +38,8 @@ class PeerGone(OSError):
 class Upgraded:
     """One WebSocket. `waits_since`: since when its application waits for the peer, if it does.
 
-    `write` sends whole frames, in the order in which it is called; it says whether it could, and
-    where not, it closes `stream`. `ended` is set when the application has.
+    `write` sends whole frames, in the order in which it is called, and says whether it could. Where
+    it could not, `stream` ends soon. `ended` is set when the application has.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Upgraded:
         self._stream, self._write, self._frames, self._peer = stream, write, frames, peer
         self._disconnect: dict[str, Any] | None = None
         self._closed = False  # a close was sent
+        self._unwritable = False
         self.waits_since: float | None = None
         self.ended = trio.Event()
 
@@ -100,10 +101,13 @@ class Upgraded:
     async def send(self, message: dict[str, Any]) -> None:
         """Send a message, or a close.
 
+        The first that cannot be written is dropped, for what the peer said before it went is still
+        to be received, a `stop` perhaps, and behind that the disconnect.
+
         Raises:
             PeerGone: the peer has, or was told to go.
         """
-        if self._disconnect is not None:
+        if self._disconnect is not None or self._unwritable:
             await trio.lowlevel.checkpoint()
             raise PeerGone
         if message["type"] == "websocket.close":
@@ -113,9 +117,7 @@ class Upgraded:
             frame = text_frame(text)
         else:
             frame = binary_frame(message["bytes"])
-        if not await self._write(frame):
-            await self._end(ABNORMAL, answer=False)
-            raise PeerGone
+        self._unwritable = not await self._write(frame)
 
     async def end(self) -> None:
         """Say that the application has ended; one that has not closed has failed."""

@@ -9,7 +9,7 @@ import trio
 
 from tests.fuzz.sockets import KINDS, attack
 
-CONNECTIONS = int(os.environ.get("VOICEBOT_FUZZ_CONNECTIONS", "600"))
+CONNECTIONS = int(os.environ.get("VOICEBOT_FUZZ_CONNECTIONS", "300"))
 
 
 async def test_no_connection_leaves_anything_behind_but_its_log_line(tmp_path: Path) -> None:

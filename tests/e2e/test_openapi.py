@@ -17,7 +17,7 @@ from voicebot.http import OPENAPI
 from voicebot.standins import open_standins
 
 #: Requests for each operation, beside the edges of each field, which are the same each time.
-EXAMPLES = int(os.environ.get("VOICEBOT_FUZZ_REQUESTS", "10"))
+EXAMPLES = int(os.environ.get("VOICEBOT_FUZZ_REQUESTS", "5"))
 
 # What the API is and the document cannot say: which calls are known, that `voicemail` needs
 # `machine_detection`, and that /calls/refused has another meaning than /calls/{sid} for GET only.
