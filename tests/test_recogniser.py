@@ -62,7 +62,7 @@ def test_a_connection_that_drops_anywhere_loses_and_doubles_no_word(
     assert held.summary.counts.get("unrecognised_ms", 0) == 0
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     drops=st.lists(st.floats(0.3, 4.0), min_size=1, max_size=2),
     answer_s=st.floats(0.02, 0.5),

@@ -257,7 +257,8 @@ async def test_the_last_that_drains_is_needed_for_who_is_to_come(database_url: s
         await a.token()
         a.board.drain()
         b.board.drain()
-        await a.shared._keep()  # else it does within KEEP_S
+        for one in (a, b):
+            await one.shared._keep()  # else it does within KEEP_S
         assert await b.shared.needed()
         assert await a.shared.needed()
         with trio.move_on_after(0.5) as scope:
@@ -265,6 +266,18 @@ async def test_the_last_that_drains_is_needed_for_who_is_to_come(database_url: s
         assert scope.cancelled_caught
         await a.status(CallStatus="canceled")
         await b.board.wait_idle()
+
+
+async def test_while_all_drain_each_stays_for_the_live_calls_of_the_others(
+    database_url: str,
+) -> None:
+    async with two(database_url) as (a, b):
+        await b.redeem(await b.token("CAb"), "CAb")
+        a.board.drain()
+        assert not await a.shared.needed()  # b takes what is asked
+        b.board.drain()
+        await b.shared._keep()  # else it does within KEEP_S
+        assert await a.shared.needed()
 
 
 async def test_a_call_of_a_process_that_died_holds_no_line_and_keeps_nothing(

@@ -125,14 +125,16 @@ class StandingTable:
         """Say whether a call may need this process that is not live in it.
 
         One that is expected or away goes to any process that takes calls, and where there is
-        none, to whichever still answers.
+        none, to whichever still answers. So does what Twilio asks about one that is live in
+        another: while all drain, a port that closes early would take such requests with it.
         """
         c = standings.c
         with self._engine.execution_options(reads=True).begin() as connection:
             now = self._now(connection)
             # Or was let in just now, and is about to be live.
             coming = (c.line == LIVE) & (c.process == process) & (c.at > _text(now - 1.0))
-            waits = ((c.line != LIVE) & (c.until > _text(now))) | coming
+            elsewhere = (c.line == LIVE) & (c.process != process)
+            waits = ((c.line != LIVE) & (c.until > _text(now))) | coming | elsewhere
             if not connection.scalar(select(func.count()).where(waits)):
                 return False
             takes = select(func.count()).where(processes.c.lines > 0, processes.c.id != process)
