@@ -84,6 +84,7 @@ class Shared:
         self._table = table
         self._process = board.store.process
         self._limiter = trio.CapacityLimiter(STEPS)
+        self._keeping = trio.Lock()  # the last to look is the last to write
 
     async def step(self, keys: Sequence[str], act: Callable[[], T], *, counts: bool = False) -> T:
         """Take one step with the calls of these keys, before or after everybody else's.
@@ -187,8 +188,9 @@ class Shared:
             free = 0 if lines.closed else lines.limit  # by now, if this had to wait
             self._table.keep(self._process, free, live)
 
-        live = self._board.store.live_sids
-        await self._ask(keep)
+        async with self._keeping:
+            live = self._board.store.live_sids
+            await self._ask(keep)
 
     async def begin(self) -> None:
         """Say that this process takes calls. Raises as `step`."""
