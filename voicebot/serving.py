@@ -20,12 +20,14 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from math import inf
 from typing import Final, cast
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config, Sockets
 from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h11 import H11WSConnection
 from hypercorn.trio import run as hypercorn_run
 from hypercorn.trio.run import worker_serve as hypercorn_worker_serve
 from hypercorn.trio.tcp_server import TCPServer
@@ -314,8 +316,14 @@ class ContainedServer(TCPServer):
     async def _read_data(self) -> None:
         try:
             while self._upgraded is None:
-                with trio.CancelScope() as self._receiving:
+                # hypercorn gives an upgrade that it refuses no timer.
+                upgrading = isinstance(self.protocol.connection, H11WSConnection)
+                until = trio.current_time() + self.silence_s if upgrading else inf
+                with trio.CancelScope(deadline=until) as self._receiving:
                     data = await self.stream.receive_some(MAX_RECV)
+                if self._receiving.cancelled_caught and self._upgraded is None:
+                    logger.warning("peer_silent", extra={"peer": self.peer})
+                    return
                 if not self._receiving.cancelled_caught:
                     await self.protocol.handle(RawData(bytes(data)))
                     if not data:

@@ -80,7 +80,11 @@ def _goes_on(held: Held) -> Iterator[str]:
     ahead = {key[0] for key, claimed in _claims(held).items() if claimed > heard_ms.get(key, 0.0)}
     # A sentence that broke off is said again from its beginning.
     again = {m.detail["number"] for m in held.moments if m.what == "begun_again"}
-    for number in set(range(len(held.call.summary.turns))) - ahead - again:
+    # What comes behind the last mark is called the last turn's. Where that has sent nothing it is
+    # the end of the one before, whose mark was on its way when the call was over.
+    turns = held.call.summary.turns
+    silent = {len(turns) - 1} if turns and turns[-1].first_media is None else set()
+    for number in set(range(len(turns))) - ahead - again - silent:
         try:
             held.call.words_heard_in(number)
         except ValueError as exc:
