@@ -829,6 +829,34 @@ async def test_who_keeps_the_body_back_is_closed_behind_the_answer() -> None:
                 await stream.aclose()
 
 
+async def test_a_refused_upgrade_is_not_waited_for(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "SILENCE_S", 0.2)
+    async with running() as port:
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(UPGRADE.replace(b"WebSocket-Key", b"WebSocket-Kex") + b"\r\n")
+        with trio.fail_after(5):
+            while await stream.receive_some():
+                pass
+        await stream.aclose()
+    assert events(caplog) == ["peer_silent"]
+
+
+async def test_an_accept_that_cannot_be_sent_leaves_no_connection() -> None:
+    async def accept(receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept", "headers": [(b"no", "bytes")]})
+
+    async with running(on_path("/accept", accept)) as port, nothing_left_behind(port):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(UPGRADE.replace(b"/echo", b"/accept") + b"\r\n")
+        with trio.fail_after(5):
+            while await stream.receive_some():
+                pass
+        await stream.aclose()
+
+
 async def test_drain_ends_at_its_deadline() -> None:
     async with running(grace_s=0.1) as port:
         stream = await upgraded(port)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanag
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -34,13 +34,17 @@ from voicebot.ports import Ports, Tape
 from voicebot.record import CallSummary, Part, TurnRecord, tell_turns
 from voicebot.recording import Recorder, open_recorder
 from voicebot.remote import Remote
-from voicebot.shared import STEP_S, Alone, Shared, open_shared
+from voicebot.shared import Alone, Shared, open_shared
 from voicebot.standing import plain
 from voicebot.switchboard import MACHINES, Switchboard, wall_clock
 from voicebot.telephony import Telephony
 from voicebot.tools import THREADS
 from voicebot.tries import Alternatives
 from voicebot.watch import left_of_calls, open_watch
+
+# To tell other processes that a call is over, within the 2 s after which nothing of it is left;
+# where the database is slower, what they find out by themselves is 5 s old.
+OVER_S: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -337,7 +341,7 @@ class _Calls:
         board = self._board
         if not isinstance(board.shared, Shared):
             return
-        with trio.move_on_after(STEP_S, shield=True):  # also of a call that was cancelled
+        with trio.move_on_after(OVER_S, shield=True):  # also of a call that was cancelled
             try:
                 await board.shared.step((sid,), lambda: board.lines.release(sid))
             except StoreError as exc:  # what is left of it is found a little later
