@@ -150,11 +150,10 @@ class Exchange:
         if self._upgraded is not None:
             await self._upgraded.send(cast("dict[str, Any]", message))
         elif self._disconnect is None:
-            if message["type"] == "websocket.accept":
-                # Before the peer may speak: hypercorn must not read a byte of what it says. And
-                # whatever becomes of the answer, the end of this is said to who waits for it.
-                self._upgraded = await self._take_over()
+            # Before the peer may speak: hypercorn must not read a byte of what it says.
+            upgraded = await self._take_over() if message["type"] == "websocket.accept" else None
             await self._protocol_send(message)
+            self._upgraded = upgraded  # where that has failed, hypercorn answers 500, and closes
         else:
             await trio.lowlevel.checkpoint()
             if self._disconnect["type"] == "websocket.disconnect":
