@@ -846,7 +846,7 @@ async def test_a_refused_upgrade_is_not_waited_for(
 async def test_an_accept_that_cannot_be_sent_leaves_no_connection() -> None:
     async def accept(receive: Receive, send: Send) -> None:
         await receive()
-        await send({"type": "websocket.accept", "headers": [(b"no", "bytes")]})
+        await send({"type": "websocket.accept", "headers": [(b"no value",)]})
 
     async with running(on_path("/accept", accept)) as port, nothing_left_behind(port):
         stream = await trio.open_tcp_stream("127.0.0.1", port)
