@@ -851,11 +851,8 @@ async def test_an_accept_that_cannot_be_sent_leaves_no_connection() -> None:
     async with running(on_path("/accept", accept)) as port, nothing_left_behind(port):
         stream = await trio.open_tcp_stream("127.0.0.1", port)
         await stream.send_all(UPGRADE.replace(b"/echo", b"/accept") + b"\r\n")
-        answer = b""
         with trio.fail_after(5):
-            while more := await stream.receive_some():
-                answer += more
-        assert answer.startswith(b"HTTP/1.1 500")
+            assert await stream.receive_some() == b""
         await stream.aclose()
 
 

@@ -153,7 +153,7 @@ class Exchange:
             # Before the peer may speak: hypercorn must not read a byte of what it says.
             upgraded = await self._take_over() if message["type"] == "websocket.accept" else None
             await self._protocol_send(message)
-            self._upgraded = upgraded  # where that has failed, hypercorn answers 500, and closes
+            self._upgraded = upgraded  # where that has failed, the connection ends
         else:
             await trio.lowlevel.checkpoint()
             if self._disconnect["type"] == "websocket.disconnect":
