@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import re
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import trio
 
@@ -93,6 +98,44 @@ async def open_server(
         )
         yield Server(urls[0], app, settings, shutdown)
         shutdown.set()
+
+
+@asynccontextmanager
+async def open_process(
+    *options: str,
+    environ: Mapping[str, str],
+    cwd: Path | None = None,
+    stderr: IO[bytes] | None = None,
+) -> AsyncGenerator[tuple[str, trio.Process]]:
+    """Run `voicebot serve` as a process with this environment alone; give its URL, and it."""
+    async with trio.open_nursery() as nursery:
+        process: trio.Process = await nursery.start(
+            partial(
+                trio.run_process,
+                [sys.executable, "-m", "voicebot", "serve", "--port", "0", *options],
+                env=environ,
+                cwd=cwd,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                check=False,
+            )
+        )
+        assert process.stdout is not None
+        said = ""
+        while not (ready := re.search(r"ready on (http://\S+)\n", said)):
+            data = await process.stdout.receive_some()
+            assert data, said
+            said += data.decode()
+        yield ready[1], process
+        if process.returncode is None:
+            process.terminate()
+
+
+async def exported(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return the records of a database by CallSid, as `voicebot calls` has them."""
+    command = [sys.executable, "-m", "voicebot", "calls", "--jsonl"]
+    done = await trio.run_process(command, env={**os.environ, **environ}, capture_stdout=True)
+    return {record["call_sid"]: record for record in map(json.loads, done.stdout.splitlines())}
 
 
 def recorded(name: str, seconds: float = 10.0) -> bytes:

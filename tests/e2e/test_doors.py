@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 import trio
 
-from tests.e2e.running import PUBLIC_URL, recorded
+from tests.e2e.running import PUBLIC_URL, open_process, recorded
 from tests.keys import API_KEY, entry
 from tests.test_http import WEBHOOK
 from tests.wav_files import write_wav
@@ -77,29 +75,16 @@ async def served(
 ) -> AsyncGenerator[httpx.AsyncClient]:
     """Run `voicebot serve` with stand-ins; give a client of it."""
     with trio.fail_after(60):
-        async with open_standins() as standins, trio.open_nursery() as nursery:
+        async with open_standins() as standins:
             given = {**standins.environment(), "PUBLIC_URL": PUBLIC_URL}
             if not telephone:
                 given = {k: v for k, v in given.items() if k.startswith(("DEEPGRAM", "GROQ"))}
-            process: trio.Process = await nursery.start(
-                partial(
-                    trio.run_process,
-                    [sys.executable, "-m", *SERVE, *options],
-                    env={**BARE, **given, **environ},
-                    cwd=folder,
-                    stdout=subprocess.PIPE,
-                    check=False,
-                )
-            )
-            assert process.stdout is not None
-            said = ""
-            while not (ready := re.search(r"ready on (http://\S+)\n", said)):
-                data = await process.stdout.receive_some()
-                assert data, said
-                said += data.decode()
-            async with httpx.AsyncClient(base_url=ready[1], trust_env=False) as client:
+            environ = {**BARE, **given, **environ}
+            async with (
+                open_process(*options, environ=environ, cwd=folder) as (url, _),
+                httpx.AsyncClient(base_url=url, trust_env=False) as client,
+            ):
                 yield client
-            process.terminate()
 
 
 async def test_dev_lets_this_machine_in_and_nobody_behind_a_proxy(tmp_path: Path) -> None:

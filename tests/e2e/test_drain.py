@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -19,7 +18,7 @@ import httpx
 import pytest
 import trio
 
-from tests.e2e.running import PUBLIC_URL, recorded
+from tests.e2e.running import PUBLIC_URL, exported, recorded
 from tests.e2e.test_real_call import environment
 from tests.e2e.test_telephone import COLLEAGUE, KEY, PUTTING, TO, says
 from tests.test_serving import free_port
@@ -74,12 +73,7 @@ class Scene:
 
     async def records(self) -> dict[str, dict[str, Any]]:
         """Return the records, from the database."""
-        command = [sys.executable, "-m", "voicebot", "calls", "--jsonl"]
-        exported = await trio.run_process(
-            command, env={**os.environ, **self.environ}, capture_stdout=True
-        )
-        lines = map(json.loads, exported.stdout.splitlines())
-        return {record["call_sid"]: record for record in lines}
+        return await exported(self.environ)
 
 
 @asynccontextmanager

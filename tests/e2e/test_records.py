@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import httpx
 import trio
 
 from tests.databases import database_url, postgres_server
-from tests.e2e.running import recorded
+from tests.e2e.running import open_process, recorded
 from tests.keys import API_KEY, entry
 from voicebot.errors import VoicebotError
 from voicebot.simulator.call import Script, Utterance, WhenSilent, run_call
@@ -34,24 +31,8 @@ WRITTEN_S = 0.5  # a turn is in the database so long after its end; two transact
 async def served(environ: Mapping[str, str]) -> AsyncGenerator[tuple[str, trio.Process]]:
     """Run `voicebot serve` as a process, without an account for this machine; give its URL."""
     local = [] if environ.get("TWILIO_ACCOUNT_SID") else ["--dev"]
-    async with trio.open_nursery() as nursery:
-        process: trio.Process = await nursery.start(
-            partial(
-                trio.run_process,
-                [sys.executable, "-m", "voicebot", "serve", *local, "--port", "0"],
-                env={**os.environ, **environ},
-                stdout=subprocess.PIPE,
-                check=False,
-            )
-        )
-        assert process.stdout is not None
-        said = ""
-        while not (ready := re.search(r"ready on (http://\S+)\n", said)):
-            data = await process.stdout.receive_some()
-            assert data, said
-            said += data.decode()
-        yield ready[1], process
-        process.terminate()
+    async with open_process(*local, environ={**os.environ, **environ}) as served:
+        yield served
 
 
 async def test_kill_9_in_the_middle_of_20_calls_loses_no_finished_turn(database_url: str) -> None:

@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import re
-import subprocess
-import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -20,7 +18,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.running import PUBLIC_URL, open_server, recorded
+from tests.e2e.running import PUBLIC_URL, open_process, open_server, recorded
 from tests.keys import entry
 from tests.servers import open_http_server
 from tests.test_alerts import names_exported, names_used
@@ -148,27 +146,10 @@ bot = Bot("You are brief.", "Hello.", tools=[look_up])
 @asynccontextmanager
 async def served(environ: dict[str, str], errors: Path) -> AsyncGenerator[str]:
     """Run `voicebot serve --bot bot.py` as a process, with its log in a file; give its URL."""
-    command = [sys.executable, "-m", "voicebot", "serve", "--port", "0", "--bot", "bot.py"]
+    environ = {**os.environ, **environ}
     with errors.open("wb") as stderr:
-        async with trio.open_nursery() as nursery:
-            process: trio.Process = await nursery.start(
-                partial(
-                    trio.run_process,
-                    command,
-                    env={**os.environ, **environ},
-                    stdout=subprocess.PIPE,
-                    stderr=stderr,
-                    check=False,
-                )
-            )
-            assert process.stdout is not None
-            said = ""
-            while not (ready := re.search(r"ready on (http://\S+)\n", said)):
-                data = await process.stdout.receive_some()
-                assert data, said
-                said += data.decode()
-            yield ready[1]
-            process.terminate()
+        async with open_process("--bot", "bot.py", environ=environ, stderr=stderr) as (url, _):
+            yield url
 
 
 async def scraped(url: str) -> tuple[dict[str, float], str]:

@@ -6,7 +6,6 @@ goes through a router to the port that this worker has of its own.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -24,7 +23,7 @@ import pytest
 import trio
 
 from tests.databases import database_url, postgres_server
-from tests.e2e.running import PUBLIC_URL, recorded
+from tests.e2e.running import PUBLIC_URL, exported, recorded
 from tests.e2e.test_drain import APOLOGY, listener, ready
 from tests.e2e.test_real_call import environment
 from tests.e2e.test_telephone import COLLEAGUE, KEY, PUTTING, TO, says
@@ -82,12 +81,7 @@ class Team:
 
     async def records(self) -> dict[str, dict[str, Any]]:
         """Return the records, from the database."""
-        command = [sys.executable, "-m", "voicebot", "calls", "--jsonl"]
-        exported = await trio.run_process(
-            command, env={**os.environ, **self.environ}, capture_stdout=True
-        )
-        lines = map(json.loads, exported.stdout.splitlines())
-        return {record["call_sid"]: record for record in lines}
+        return await exported(self.environ)
 
 
 @asynccontextmanager

@@ -20,7 +20,6 @@ import random
 import re
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,13 +27,13 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
 import trio
 
+from tests.e2e.running import open_process
 from tests.fuzz.targets import SEEDS
 from tests.keys import API_KEY, entry
 from voicebot.simulator.dial import Account, dial
@@ -313,26 +312,8 @@ def _masked(rng: random.Random, payload: bytes) -> bytes:
 async def server(environ: Mapping[str, str], log: Path) -> AsyncGenerator[tuple[str, trio.Process]]:
     """Run `voicebot serve` as a process whose log goes to a file."""
     with log.open("wb") as stderr:
-        async with trio.open_nursery() as nursery:
-            process: trio.Process = await nursery.start(
-                partial(
-                    trio.run_process,
-                    [sys.executable, "-m", "voicebot", "serve", "--port", "0"],
-                    env={**os.environ, **environ},
-                    stdout=subprocess.PIPE,
-                    stderr=stderr,
-                    check=False,
-                )
-            )
-            assert process.stdout is not None
-            said = b""
-            while not (ready := re.search(rb"ready on (http://\S+)\n", said)):
-                data = await process.stdout.receive_some()
-                assert data, said
-                said += data
-            yield ready[1].decode(), process
-            if process.returncode is None:
-                process.terminate()
+        async with open_process(environ={**os.environ, **environ}, stderr=stderr) as served:
+            yield served
 
 
 def descriptors(pid: int) -> int:
