@@ -141,6 +141,7 @@ def test_the_limits_follow_from_the_settings() -> None:
 HEALTHY = "healthy"
 ANSWER = "Fine, healthy."
 TURNS = 6
+TRIES = 2  # more of the healthy call alone
 BAD_LISTEN = ("reset", "stall", "503", "malformed-json")
 BAD_CHAT = ("hang-first-byte", "stall-mid-answer", "503", "reset-mid-answer")
 BAD_SPEAK = ("hang-first-byte", "stall", "503", "truncated")
@@ -183,11 +184,11 @@ class Mix:
         return ANSWER if healthy else REPLIES[0]
 
 
-async def latencies_of_a_healthy_call(beside: int) -> tuple[list[float], int]:
+async def latencies_of_a_healthy_call(beside: int) -> tuple[list[float], list[str], int]:
     """Hold a healthy call beside so many faulty ones, whose callers call again and again.
 
-    Returns the seconds from the end of each turn to the first media, by the record, and how
-    often a provider failed in the other calls.
+    Returns the seconds from the end of each turn to the first media, by the record, which of its
+    own providers failed, and how often one failed in the other calls.
     """
     mix = Mix()
     scene = open_scene(
@@ -220,11 +221,12 @@ async def latencies_of_a_healthy_call(beside: int) -> tuple[list[float], int]:
     assert record is not None
     assert record.summary is not None
     assert record.summary["outcome"] == "hung_up"
-    assert record.summary["counts"].get("provider_failures", 0) == 0
-    ends = [m["at"] for m in record.summary["timeline"] if m["what"] == "end_of_turn"]
+    timeline = record.summary["timeline"]
+    failed = [str(m) for m in timeline if m["what"] == "provider_failed"]
+    ends = [m["at"] for m in timeline if m["what"] == "end_of_turn"]
     firsts = [turn["first_media"] for turn in record.summary["turns"][1:]]
     assert len(ends) == len(firsts) == TURNS
-    return [first - end for end, first in zip(ends, firsts, strict=True)], failures
+    return [first - end for end, first in zip(ends, firsts, strict=True)], failed, failures
 
 
 def p95(values: Sequence[float]) -> float:
@@ -233,8 +235,14 @@ def p95(values: Sequence[float]) -> float:
 
 async def test_a_healthy_call_beside_ten_faulty_ones_is_answered_as_soon() -> None:
     with trio.fail_after(240):
-        alone, _ = await latencies_of_a_healthy_call(beside=0)
-        beside, failures = await latencies_of_a_healthy_call(beside=FAULTY_CALLS)
+        # Where a machine is so busy that a provider without a fault is late, nothing is compared.
+        tries = iter(range(TRIES))
+        alone, late, _ = await latencies_of_a_healthy_call(beside=0)
+        while late and next(tries, None) is not None:
+            alone, late, _ = await latencies_of_a_healthy_call(beside=0)
+        beside, failed, failures = await latencies_of_a_healthy_call(beside=FAULTY_CALLS)
 
     assert failures >= FAULTY_CALLS
+    assert not late
+    assert not failed
     assert p95(beside) <= max(3 * p95(alone), p95(alone) + AT_LEAST_S), (alone, beside)
