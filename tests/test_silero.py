@@ -66,6 +66,35 @@ def test_any_slicing_of_the_audio_gives_the_same_chunks(model: Silero) -> None:
     assert [answer for answer in answers if answer is not None] == expected
 
 
+@pytest.mark.parametrize("quiet", [1, 5, 43, 401])
+def test_the_newest_of_what_was_held_is_heard_when_somebody_asks(
+    model: Silero, quiet: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bytes] = []
+    predict = Silero.predict
+
+    def noted(model: Silero, window: bytes, state: bytes) -> tuple[float, bytes]:
+        heard.append(window)
+        return predict(model, window, state)
+
+    monkeypatch.setattr(Silero, "predict", noted)
+    frames = [bytes([i % 256, i // 256]) * (audio.FRAME_BYTES // 2) for i in range(quiet + 1)]
+    stream, always = model.open(), model.open()
+    for frame in frames[:-1]:
+        stream.hold(frame)
+    assert not heard
+    assert len(stream._audio) <= 32 + (silero.HELD_CHUNKS + 1) * CHUNK
+
+    asked = stream.push(frames[-1])
+
+    late, heard[:] = heard[:], []
+    expected = [always.push(frame) for frame in frames]
+    assert late == heard[len(heard) - len(late) :]  # in the same places, each with what precedes
+    assert len(late) == min(len(heard), silero.HELD_CHUNKS) or len(late) == silero.HELD_CHUNKS + 1
+    if len(heard) == len(late):
+        assert asked == [answer for answer in expected if answer is not None][-1]
+
+
 @pytest.mark.parametrize(
     "window, state", [(b"", bytes(1_024)), (bytes(288), b""), (bytes(288), bytes(2_048))]
 )

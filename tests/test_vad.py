@@ -252,9 +252,53 @@ class Says:
 
     def __init__(self, *answers: float) -> None:
         self._answers = list(answers)
+        self.asked: list[bool] = []  # whether, frame by frame
 
     def push(self, mulaw: bytes) -> float:
+        self.asked.append(True)
         return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+    def hold(self, mulaw: bytes) -> None:
+        self.asked.append(False)
+
+
+def test_silero_is_asked_only_where_its_answer_can_change_something() -> None:
+    hearing = Hearing(awake_ms=100, release_ms=100)
+    # Sure of speech until long after the voice has gone: it is asked as long as that is believed.
+    said = Says(*[0.5] * 80, 0.0)
+    line = silence(1.0) + voice(1.0) + silence(3.0)
+
+    heard = listen(vad.CallerEars(hearing, cast("SileroStream", said)), line)
+
+    ((rise,), (fall,)) = heard.rises, heard.falls
+    first, last = said.asked.index(True), len(said.asked) - 1 - said.asked[::-1].index(True)
+    assert 1_000 <= first * audio.FRAME_MS < rise  # from the first voiced frame on
+    assert all(said.asked[first : last + 1])
+    assert fall >= rise + 1_500
+    # Nobody is voiced any more; it was asked for the frame that ended the speech.
+    assert (last + 1) * audio.FRAME_MS == fall
+
+
+def test_silero_is_asked_for_a_while_after_what_was_no_speech() -> None:
+    said = Says(0.0)
+
+    heard = listen(
+        vad.CallerEars(Hearing(awake_ms=200), cast("SileroStream", said)), voice(0.2) + silence(2.0)
+    )
+
+    assert heard.rises == []
+    last = len(said.asked) - 1 - said.asked[::-1].index(True)
+    assert 200 <= last * audio.FRAME_MS <= 200 + 200  # the voice, and so long behind it
+
+
+@pytest.mark.parametrize("pause", [0.3, 1.0, 7.0])
+def test_a_word_behind_a_pause_is_heard_as_soon_as_if_silero_had_heard_the_pause(
+    pause: float,
+) -> None:
+    line = silence(1.0) + voice(0.8) + noise(pause, -70) + voice(0.8, seed=2) + silence(1.0)
+    always = OpenEars(Hearing(awake_ms=100_000_000))
+
+    assert listen(OpenEars(Hearing())(), line).rises == listen(always(), line).rises
 
 
 @pytest.mark.parametrize("weak, strong", [(10, 0), (4, 6)])

@@ -23,6 +23,9 @@ class Hearing:
     voiced_mode: Literal[0, 1, 2, 3] = 0
     voiced_ms: int = 40  # of webrtcvad above the gates; one frame alone would pass clicks
     voiced_within_ms: int = 80  # a plosive and its vowel have a gap between them
+    # Silero is asked while the caller speaks, and for so long after a voiced frame: else its answer
+    # changes nothing, and costs more than all the rest of hearing. A word's weak end fits in.
+    awake_ms: int = 300
     fall: float = 0.35  # keeps speech up; lower, the end of a turn is seen 25 ms later
     release_ms: int = 140  # below `fall` for this long ends speech; gaps inside words are shorter
     doubt_ms: int = (

@@ -148,7 +148,12 @@ class CallerEars:
             self._voiced = self._now
 
     def _ask_silero(self, frame: bytes) -> None:
-        probability = self._silero.push(frame) if self._silero else None
+        if self._silero is None:
+            return
+        if not self._speaking and self._ago_ms(self._voiced) > self._hearing.awake_ms:
+            self._silero.hold(frame)  # whatever it said, nothing could rise
+            return
+        probability = self._silero.push(frame)
         if probability is not None:
             self._probability = probability
             if probability >= self._hearing.rise:
