@@ -18,7 +18,7 @@ def test_there_is_something_to_take_when_a_message_is_full() -> None:
         assert not ring.ready
         assert ring.put(FRAME) == 0
     assert ring.ready
-    assert ring.take() == FRAME * 3
+    assert ring.take() == FRAME * (FEED_MS // 20)
     assert not ring.ready
 
 

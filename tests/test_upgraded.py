@@ -8,7 +8,7 @@ import trio.testing
 
 from tests.test_frames import frames, masked
 from voicebot.frames import close_frame, pong_frame, text_frame
-from voicebot.upgraded import PeerGone, Upgraded
+from voicebot.upgraded import READ_ON_S, READ_ON_TIMES, PeerGone, Upgraded
 
 
 class Ends:
@@ -136,3 +136,57 @@ async def test_it_is_known_since_when_the_application_waits(
         assert ends.socket.waits_since == began
         await ends.peer.send_all(masked(0x81, b"a"))
     assert ends.socket.waits_since is None
+
+
+BAD = b"\x81\x01a"  # not masked
+
+
+async def test_what_is_on_its_way_behind_a_violation_is_taken_for_a_moment(
+    ends: Ends, autojump_clock: trio.testing.MockClock
+) -> None:
+    await ends.peer.send_all(BAD + b"and more")
+    began = trio.current_time()
+
+    assert (await ends.socket.receive())["code"] == 1002
+
+    assert trio.current_time() - began == pytest.approx(READ_ON_S)
+    assert ends.written == [close_frame(1002)]
+
+
+async def test_a_peer_that_closes_behind_its_violation_is_not_waited_for(
+    ends: Ends, autojump_clock: trio.testing.MockClock
+) -> None:
+    await ends.peer.send_all(BAD)
+    await ends.peer.aclose()
+    began = trio.current_time()
+
+    assert (await ends.socket.receive())["code"] == 1002
+
+    assert trio.current_time() == began
+
+
+async def test_a_violator_that_never_stops_is_not_read_for_ever(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Endless(trio.abc.ReceiveStream):
+        reads = 0
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            await trio.lowlevel.checkpoint()
+            self.reads += 1
+            assert self.reads < 1_000
+            return BAD
+
+        async def aclose(self) -> None:
+            pass
+
+    async def write(data: bytes) -> bool:
+        await trio.lowlevel.checkpoint()
+        return True
+
+    stream = Endless()
+    socket = Upgraded(stream, write, frames(), "peer")
+
+    assert (await socket.receive())["code"] == 1002
+
+    assert stream.reads <= 1 + READ_ON_TIMES

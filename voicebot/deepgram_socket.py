@@ -14,7 +14,7 @@ import ssl
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, cast
 from urllib.parse import SplitResult, urlsplit
 
 import trio
@@ -22,6 +22,7 @@ import trio_websocket
 
 from voicebot import deepgram
 from voicebot.errors import ProviderError, ProviderTimeout
+from voicebot.tcp import QuickStream
 from voicebot.transport import tls_context
 
 log = logging.getLogger(__name__)
@@ -218,7 +219,7 @@ async def _serve_websocket(
                         begun.set()  # nobody runs before the reader is started, by the next line
                         websocket = await trio_websocket.wrap_client_stream(
                             reading,
-                            stream,
+                            cast("trio.SSLStream[trio.SocketStream]", stream),  # any will do
                             target.netloc,
                             f"{target.path}?{target.query}",
                             extra_headers=[(b"Authorization", f"Token {api_key}".encode())],
@@ -244,7 +245,7 @@ async def _serve_websocket(
 @asynccontextmanager
 async def _open_stream(
     provider: str, target: SplitResult, ssl_context: ssl.SSLContext | None
-) -> AsyncGenerator[trio.SocketStream | trio.SSLStream[trio.SocketStream]]:
+) -> AsyncGenerator[QuickStream | trio.SSLStream[trio.SocketStream]]:
     """Yield a connected stream; the socket is closed at once on leaving, without TLS farewell."""
     host = target.hostname or ""
     tls = target.scheme == "wss"
@@ -256,7 +257,7 @@ async def _open_stream(
         if sys.platform == "linux":
             tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKED_MS)
         if not tls:
-            yield tcp
+            yield QuickStream(tcp)
             return
         stream = trio.SSLStream(
             tcp, ssl_context or tls_context(), server_hostname=host, https_compatible=True

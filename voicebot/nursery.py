@@ -1,10 +1,11 @@
 """The life of a call: its nurseries, its scopes, and what ends each of them.
 
     run_call
-      call nursery            owns these seven; `_Call.end` ends it
+      call nursery            owns these eight; `_Call.end` ends it
         writer                the only task that sends on the media socket; outlives every turn
         listen scope          socket -> ears -> turn-taking; never waits for a provider
         transcribe            ring of caller audio -> recogniser -> turn-taking
+        media                 ends a call whose caller is not to be heard, by a dead stream
         keys                  ends entries behind which no other key comes
         clock                 warns that the call gets too long, and ends it
         tools nursery         owns the tools that run; one that must not be torn outlives its turn
@@ -157,7 +158,7 @@ async def run_call(
     try:
         latest = call.began + plan.timeouts.call_s + plan.timeouts.parting_s
         with trio.move_on_at(latest) as length:
-            async with trio.open_nursery() as nursery:  # owns the seven tasks; `end` ends it
+            async with trio.open_nursery() as nursery:  # owns the eight tasks; `end` ends it
                 call.scope = nursery.cancel_scope
                 jobs_send, jobs_receive = trio.open_memory_channel[Run](0)
                 call.thinker.jobs = jobs_send
@@ -166,6 +167,7 @@ async def run_call(
                 nursery.start_soon(call.listen, name=f"listen {sid}")
                 nursery.start_soon(call.transcribe, name=f"transcribe {sid}")
                 nursery.start_soon(call.run_tools, jobs_receive, name=f"tools {sid}")
+                nursery.start_soon(call.miss_media, name=f"media {sid}")
                 nursery.start_soon(call.take_keys, name=f"keys {sid}")
                 nursery.start_soon(call.watch_clock, name=f"clock {sid}")
                 nursery.start_soon(call.converse, name=f"converse {sid}")
@@ -280,6 +282,7 @@ class _Call:
         self._company = Company(self._mouth, self._voicing.knows)
         self._framer = audio.Framer()
         self._media_in = 0
+        self._media_at = trio.current_time()  # of the caller, last
         self._keypad = Keypad(plan.keys)
         self._tape = ports.tape
         self.writer = Writer(socket, self._ledger, ports.tape, plan.send_deadline_s, self.end)
@@ -345,38 +348,40 @@ class _Call:
 
     async def listen(self) -> None:
         """Take the caller's audio, keys and the echoes of marks until the stream ends."""
-        timeout = self._plan.timeouts.media_s
         self._ears = self._ports.open_ears()  # here, where a bug in it is the end of this call
         try:
-            with trio.CancelScope(deadline=trio.current_time() + timeout) as alive:
-                while True:
-                    event = await self._socket.receive()
-                    match event:
-                        case twilio.Media(timestamp_ms, payload):
-                            now = trio.current_time()
-                            alive.deadline = now + timeout
-                            self._media_in += 1
-                            self._ledger.caller_heard(timestamp_ms, now)
-                            if self._tape is not None:
-                                hidden = self._keypad.hiding
-                                self._tape.caller_said(payload, timestamp_ms, now, hidden=hidden)
-                            for frame in self._framer.push(payload, timestamp_ms):
-                                self._hear(frame, now)
-                        case twilio.Mark(name):
-                            self._mark_echoed(name)
-                        case twilio.Dtmf(digit):
-                            self._press(digit)
-                        case twilio.Stop():
-                            self.end(Outcome.HUNG_UP)
-                            return
-                        case _ as unreachable:
-                            assert_never(unreachable)
-            self.end(Outcome.MEDIA_TIMEOUT)
+            while True:
+                event = await self._socket.receive()
+                match event:
+                    case twilio.Media(timestamp_ms, payload):
+                        self._media_at = now = trio.current_time()
+                        self._media_in += 1
+                        self._ledger.caller_heard(timestamp_ms, now)
+                        if self._tape is not None:
+                            hidden = self._keypad.hiding
+                            self._tape.caller_said(payload, timestamp_ms, now, hidden=hidden)
+                        for frame in self._framer.push(payload, timestamp_ms):
+                            self._hear(frame, now)
+                    case twilio.Mark(name):
+                        self._mark_echoed(name)
+                    case twilio.Dtmf(digit):
+                        self._press(digit)
+                    case twilio.Stop():
+                        self.end(Outcome.HUNG_UP)
+                        return
+                    case _ as unreachable:
+                        assert_never(unreachable)
         except SocketClosed:
             self.end(Outcome.SOCKET_CLOSED)
         except RemoteProtocolError as exc:
             self._note("protocol_error", kind=exc.kind)
             self.end(Outcome.PROTOCOL_ERROR)
+
+    async def miss_media(self) -> None:
+        """End the call when no audio of the caller comes: a deadline for each would cost more."""
+        while (due := self._media_at + self._plan.timeouts.media_s) > trio.current_time():  # noqa: ASYNC110  # its time is known
+            await trio.sleep_until(due)
+        self.end(Outcome.MEDIA_TIMEOUT)
 
     def _hear(self, frame: bytes, now: float) -> None:
         ears = self._ears

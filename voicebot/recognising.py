@@ -58,7 +58,8 @@ class Recognising:
         if lost_ms := self._ring.put(item):
             self._journal.count("unrecognised_ms", lost_ms)
         self._journal.peak("recogniser", self._ring.waiting_s)
-        self._fed.ring()
+        if self._ring.ready:
+            self._fed.ring()
 
     def late(self) -> None:
         """Give up on the recogniser that is open: it owes words. Synchronous."""

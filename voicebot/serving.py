@@ -44,6 +44,7 @@ from voicebot.exchange import Tasks, admission_of, tell
 from voicebot.frames import Frames
 from voicebot.framing import Http11
 from voicebot.limits import Bucket
+from voicebot.tcp import QuickStream
 from voicebot.upgraded import MAX_RECV, Upgraded
 
 logger = logging.getLogger(__name__)
@@ -238,7 +239,12 @@ class ContainedServer(TCPServer):
         state: LifespanState,
         stream: trio.SSLStream[trio.SocketStream],
     ) -> None:
-        super().__init__(app, config, context, state, stream)
+        # hypercorn's annotation knows TLS only.
+        plain = isinstance(cast("trio.abc.Stream", stream), trio.SocketStream)
+        quick = QuickStream(cast("trio.SocketStream", stream)) if plain else stream
+        super().__init__(
+            app, config, context, state, cast("trio.SSLStream[trio.SocketStream]", quick)
+        )
         self.admission = admission_of(app, config)
         # The command line builds its own Config, which knows none of our limits.
         self.send_deadline_s: float = getattr(config, "send_deadline_s", SEND_DEADLINE_S)
@@ -263,8 +269,7 @@ class ContainedServer(TCPServer):
 
     async def _enter(self) -> None:
         """Ask for admission, before a byte is read; who may not is dropped without an answer."""
-        # hypercorn's annotation knows TLS only.
-        stream = cast("trio.SSLStream[trio.SocketStream] | trio.SocketStream", self.stream)
+        stream = cast("trio.SSLStream[trio.SocketStream] | QuickStream", self.stream)
         tcp = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
         transport = tcp.socket
         client = parse_socket_addr(transport.family, transport.getpeername())
@@ -392,19 +397,27 @@ class ContainedServer(TCPServer):
         """Write, or drop the transport; return which.
 
         Cancellation: waits for the bytes, so that none is torn, for at most the send deadline
-        per slice. A sender cancelled before its turn has written nothing.
+        per slice. A sender cancelled before its turn has written nothing. No checkpoint where the
+        kernel takes all at once.
         """
-        async with self.send_lock:
-            try:
-                for start in range(0, len(data), SLICE_BYTES):
-                    with trio.fail_after(self.send_deadline_s, shield=True):
-                        await self.stream.send_all(data[start : start + SLICE_BYTES])
-                return True
-            except trio.TooSlowError:
-                logger.warning("send_deadline_passed", extra={"peer": self.peer})
-                broken = False
-            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-                broken = True  # or, where it is busy, being closed
+        try:
+            self.send_lock.acquire_nowait()  # without a step of the loop, where nobody else sends
+        except trio.WouldBlock:
+            await self.send_lock.acquire()
+        try:
+            quick = cast("trio.abc.Stream", self.stream)
+            sent = quick.send_now(data) if isinstance(quick, QuickStream) else 0
+            for start in range(sent, len(data), SLICE_BYTES):
+                with trio.fail_after(self.send_deadline_s, shield=True):
+                    await self.stream.send_all(data[start : start + SLICE_BYTES])
+            return True
+        except trio.TooSlowError:
+            logger.warning("send_deadline_passed", extra={"peer": self.peer})
+            broken = False
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            broken = True  # or, where it is busy, being closed
+        finally:
+            self.send_lock.release()
         # Half a message may be out: nothing can follow it on this transport.
         self._reading.cancel(reason="broken")
         if not (broken and self._upgraded):  # of a peer that has gone, what it said is still there

@@ -29,6 +29,8 @@ from voicebot.frames import (
 logger = logging.getLogger("voicebot.serving")  # for who reads the log it is one server
 
 MAX_RECV: Final = 65_536  # as hypercorn reads
+READ_ON_S: Final = 0.4  # a round trip; as long as a call waits for the answer to its own close
+READ_ON_TIMES: Final = 64  # 4 MB: more than is on its way, and cheap
 
 
 class PeerGone(OSError):
@@ -68,6 +70,7 @@ class Upgraded:
             except Violation as exc:
                 logger.warning(exc.kind, extra={"peer": self._peer})
                 await self._end(exc.code, answer=True)
+                await self._read_on()
                 continue
             if isinstance(message, str):
                 if not fresh:
@@ -97,6 +100,19 @@ class Upgraded:
             self._frames.feed(data)
         else:
             await self._end(ABNORMAL, answer=False)
+
+    async def _read_on(self) -> None:
+        """Take for a moment what is still on its way, until the peer closes.
+
+        To close on it would be a reset, which might overtake our close and its reason.
+        """
+        with trio.move_on_after(READ_ON_S):
+            try:
+                for _ in range(READ_ON_TIMES):
+                    if not await self._stream.receive_some(MAX_RECV):
+                        return
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
 
     async def send(self, message: dict[str, Any]) -> None:
         """Send a message, or a close.
