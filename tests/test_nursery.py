@@ -13,6 +13,7 @@ from voicebot import twilio
 from voicebot.context import REQUEST_TOKENS, message_tokens, tool_tokens
 from voicebot.nursery import run_call
 from voicebot.parting import hang_up
+from voicebot.playout import Pacing
 from voicebot.ports import Message
 from voicebot.record import Outcome
 
@@ -120,7 +121,7 @@ async def test_never_more_than_the_lead_is_ahead_of_playout(
         socket, ports(voice=FakeVoice(speed=100.0)), plan(greeting="One two three four five. " * 8)
     )
 
-    assert max(ahead) <= 200 + 1
+    assert max(ahead) <= Pacing().lead_ms + 1
     # And near it, or the network's jitter would be heard.
     assert sorted(ahead)[len(ahead) // 2] > 140
 
@@ -137,9 +138,10 @@ async def test_speaking_wakes_once_a_message_at_the_latest_moment_the_lead_allow
 
     sent = socket.times(twilio.SendMedia)
     gaps = [later - earlier for earlier, later in itertools.pairwise(sent)]
-    # Three messages fill the lead; then each goes out when the one before last has played.
-    assert sum(gaps[:2]) < 0.01  # as soon as there is so much
-    assert gaps[3:-1] == pytest.approx([0.06] * (len(gaps) - 4), abs=0.001)
+    # Two messages fit under the lead; then each goes out when it does.
+    assert gaps[0] < 0.01  # as soon as there is so much
+    message_s = Pacing().chunk_ms / 1_000
+    assert gaps[2:-1] == pytest.approx([message_s] * (len(gaps) - 3), abs=0.001)
 
 
 async def test_underruns_of_a_slow_voice_are_counted_and_nothing_is_lost(

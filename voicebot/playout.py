@@ -42,8 +42,9 @@ from voicebot.errors import LocalProtocolError
 class Pacing:
     """How far ahead of playout audio is handed to Twilio, and in how large messages."""
 
-    lead_ms: int = 200  # twice 80 ms of network jitter and a bit; all that a clear throws away
-    chunk_ms: int = 60  # three frames a message: a third of the work, still a fine-grained stop
+    # All that a clear throws away. Less a message it is what network jitter may take: 140.
+    lead_ms: int = 220
+    chunk_ms: int = 80  # four frames a message: a quarter of the work, still a fine-grained stop
     # Each mark costs a message each way; where Twilio is when a line stalls is known to this.
     mark_every_ms: int = 240
     mark_slack_ms: int = 150  # a mark this late may be on its way: jitter of 80 ms, both ways
