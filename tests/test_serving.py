@@ -301,6 +301,23 @@ async def test_application_that_ends_behind_a_full_queue_leaves_nothing_behind()
             await stream.aclose()
 
 
+async def test_application_that_answers_behind_a_full_queue_leaves_nothing_behind() -> None:
+    full = trio.Event()
+
+    async def deaf(receive: Receive, send: Send) -> None:
+        await full.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with running(on_path("/deaf", deaf)) as port, nothing_left_behind(port):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        head = b"POST /deaf HTTP/1.1\r\nHost: a\r\nContent-Length: 90000000\r\n\r\n"
+        with trio.move_on_after(0.3):
+            await stream.send_all(head + bytes(20_000_000))  # more than the queue takes
+        full.set()
+        await stream.aclose()
+
+
 async def test_hang_up_behind_what_nobody_has_read_reaches_the_application() -> None:
     seen: list[str] = []
     hung_up = trio.Event()
