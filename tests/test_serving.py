@@ -345,6 +345,38 @@ async def test_hang_up_behind_what_nobody_has_read_reaches_the_application() -> 
     assert seen[0] == "refused"
 
 
+async def test_last_words_of_a_peer_are_received_behind_a_send_that_failed() -> None:
+    seen: list[str] = []
+    hung_up, over = trio.Event(), trio.Event()
+
+    async def late(receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await hung_up.wait()
+        try:
+            while True:
+                await send({"type": "websocket.send", "text": "x"})
+                await trio.sleep(0.001)
+        except OSError:
+            pass
+        while not seen or seen[-1] != "websocket.disconnect":
+            message = await receive()
+            seen.append(message.get("text") or message["type"])
+        over.set()
+
+    async with running(on_path("/late", late)) as port, nothing_left_behind(port):
+        stream = await upgraded(port, b"/late")
+        await stream.send_all(MASKED_TEXT * 3)
+        await stream.aclose()
+        await trio.sleep(0.05)  # until the kernel knows
+        hung_up.set()
+        with trio.fail_after(5):
+            await over.wait()
+    assert len(seen) == 4
+    assert len({*seen[:3]}) == 1
+    assert seen[3] == "websocket.disconnect"
+
+
 async def test_application_that_outlives_its_socket_is_cancelled(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

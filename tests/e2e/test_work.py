@@ -66,7 +66,6 @@ async def test_a_call_takes_no_more_steps_than_it_has_messages(
     assert seconds > 10
     out = counts["media_out"]
     marks = 3 * (record.summary["duration_s"] + 4)  # one for each 240 ms, and at pauses
-    print(f"{seconds:.1f} s of call", dict(steps.of), dict(told), runs, counts)
 
     # In: a read takes one message, or several that have come.
     assert steps.of["listen"] <= 1.1 * (counts["media_in"] + marks) + 20
