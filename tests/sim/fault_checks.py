@@ -240,10 +240,14 @@ def _silences(held: FaultyHeld) -> Iterator[str]:
     for start, end in quiet:
         for turn in turns:
             silent_s = min(end, turn.over) - max(start, turn.began)
-            if silent_s > bounds.silence_s:
+            most = bounds.silence_s
+            if {"interrupt", "recogniser_failed"} <= {moment.what for moment in turn.moments}:
+                # Who breaks in is waited for until the recogniser, too, has been given up.
+                most += held.schedule.plan.endpointing.final_grace_ms / 1_000
+            if silent_s > most:
                 yield (
                     f"silent: {silent_s:.2f} s from {max(start, turn.began):.2f} s in turn "
-                    f"{turn.record.number}; at most {bounds.silence_s:.2f}"
+                    f"{turn.record.number}; at most {most:.2f}"
                 )
     if "recogniser" in held.conversation.faults:
         return
