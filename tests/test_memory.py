@@ -88,6 +88,22 @@ async def test_two_hours_of_interruptions_are_held_in_a_megabyte() -> None:
     assert held <= MB, f"{held:,} bytes"
 
 
+def test_a_thousand_ended_calls_are_held_in_a_few_megabytes() -> None:
+    def fill() -> object:
+        store = CallStore()
+        for n in range(1_500):
+            sid = f"CA{n}"
+            store.open(sid, at=f"{n:05}", direction="inbound", from_="", to="", status="ringing")
+            with store.live(sid, lambda: "now"):
+                timeline = [{"at": n + i / 7, "what": "turn", "detail": {}} for i in range(100)]
+                turns = [{"number": i, "caller": f"words {n}", "heard": "more"} for i in range(5)]
+                store.summarise(sid, {"timeline": timeline, "turns": turns, "counts": {}})
+        return store
+
+    held = held_bytes(fill)
+    assert held <= 5 * MB, f"{held:,} bytes"
+
+
 def test_what_is_left_out_of_a_record_is_counted_and_numbers_go_on() -> None:
     journal = Journal(0.0, turns=5)
     for _ in range(TURNS + 3):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voicebot.call_record import CallRecord
+from voicebot.call_record import CallRecord, Packed
 from voicebot.errors import CallRefused
+from voicebot.redaction import Redaction
 from voicebot.store import CallStore, Lines
 
 ACCOUNT = "AC" + "0" * 32
@@ -67,11 +69,15 @@ def test_call_without_status_callbacks_is_completed_when_its_engine_ends() -> No
     store = CallStore()
     open_call(store, "CA1")
     with store.live("CA1", clock("t1", "t2")):
-        store.summarise("CA1", {"turns": 3})
+        store.summarise("CA1", {"counts": {"turns": 3}})
 
     record = store.get("CA1")
     assert record is not None
-    assert (record.status, record.ended_at, record.summary) == ("completed", "t2", {"turns": 3})
+    assert (record.status, record.ended_at, record.summary) == (
+        "completed",
+        "t2",
+        {"counts": {"turns": 3}},
+    )
 
 
 def test_final_status_of_twilio_stands_when_the_engine_ends_later() -> None:
@@ -129,6 +135,57 @@ def test_oldest_records_go_first_and_live_ones_never() -> None:
     assert [record.sid for record in store.latest(2)] == ["CA10", "CA9"]
     assert [record.sid for record in store.latest(1, store.get("CA9"))] == ["CA8"]
     assert store.get("CAlive") is None
+
+
+SUMMARY: dict[str, Any] = {
+    "outcome": "hung_up",
+    "counts": {"media_in": 2},
+    "turns": [{"number": n, "caller": "words " * 20} for n in range(200)],
+    "timeline": [{"at": n / 10, "what": "turn", "detail": {"number": n}} for n in range(1_000)],
+    "barge_ins": [],
+}
+
+
+def test_what_was_said_of_an_ended_call_is_the_same_and_small() -> None:
+    store, told = CallStore(), list[CallRecord]()
+    open_call(store, "CA1")
+    with store.followed(lambda record, turns: told.append(record)):
+        with store.live("CA1", clock("t1", "t2")):
+            store.summarise("CA1", SUMMARY)
+            known = store.get("CA1")
+            assert known is not None
+            assert known.summary == SUMMARY  # as long as the engine runs, it may come again
+    store.status("CA1", at="t3", sequence=9, status="completed", duration_s=12)
+
+    record = store.get("CA1")
+    assert record is not None
+    assert record.summary is not None
+    assert isinstance(record.summary["timeline"], Packed)
+    assert record.as_json()["summary"] == SUMMARY
+    assert record.as_json()["turns"] == SUMMARY["turns"]
+    assert record.as_json(brief=True)["summary"] == {
+        "outcome": "hung_up",
+        "counts": {"media_in": 2},
+    }
+    turns = record.summary["turns"]
+    assert (len(turns), turns[7], [*turns][7]["number"]) == (200, SUMMARY["turns"][7], 7)
+    without = {**record.summary, "turns": ()}
+    written = Redaction().record(replace(told[-1], summary=without))
+    assert written.summary == {**SUMMARY, "turns": []}
+
+
+def test_a_call_that_went_away_and_came_back_is_whole() -> None:
+    store = CallStore()
+    open_call(store, "CA1")
+    for stream in range(2):
+        with store.live("CA1", clock("t1", "t2")):
+            turns = [{"number": 5 * stream + n} for n in range(5)]
+            store.summarise("CA1", {**SUMMARY, "turns": turns})
+
+    record = store.get("CA1")
+    assert record is not None
+    assert [turn["number"] for turn in record.as_json()["turns"]] == list(range(10))
+    assert len(record.as_json()["summary"]["timeline"]) == 2 * len(SUMMARY["timeline"])
 
 
 def test_events_of_a_dropped_call_are_ignored() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -12,7 +14,45 @@ STATUSES: Final = FINAL_STATUSES | set(_BEFORE)
 #: Outcome of a call whose process went away in the middle of it; what it was is not known.
 LOST: Final = "lost"
 
+#: Lists of a summary, and nearly all of its size.
+LONG: Final = ("turns", "timeline", "barge_ins")
+
 Direction = Literal["inbound", "outbound"]
+
+
+class Packed(Sequence[Any]):
+    """A list of plain values at whose contents nobody looks just now: a twentieth of its size.
+
+    Each look opens all of it (2 ms for an hour's call): iterate, and do not index.
+    """
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        # Level 1: for half as much again of size it takes a third of the time.
+        self._bytes = zlib.compress(json.dumps(list(values)).encode(), 1)
+
+    def opened(self) -> list[Any]:
+        """Return the list."""
+        values: list[Any] = json.loads(zlib.decompress(self._bytes))
+        return values
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.opened()[index]
+
+    def __len__(self) -> int:
+        return len(self.opened())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.opened())
+
+
+def packed(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a summary whose long lists are packed."""
+    return {
+        name: Packed(value) if name in LONG and not isinstance(value, Packed) else value
+        for name, value in summary.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +98,12 @@ class CallRecord:
         summary = self.summary
         before = () if summary is None else summary.get("turns", ())
         turns = {turn["number"]: turn for turn in (*before, *self.turns)}
-        if summary is not None and brief:
-            large = {"turns", "timeline", "barge_ins"}
-            summary = {name: value for name, value in summary.items() if name not in large}
+        if summary is not None:
+            summary = {
+                name: value.opened() if isinstance(value, Packed) else value
+                for name, value in summary.items()
+                if not (brief and name in LONG)
+            }
         return {
             "call_sid": self.sid,
             "direction": self.direction,

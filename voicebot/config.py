@@ -241,6 +241,11 @@ class Settings(BaseSettings):
         description="calls at once; a further caller hears that the line is busy. 40 is 65 % "
         "of a core with Deepgram and Groq",
     )
+    kept_calls: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        1_000,
+        description="records of ended calls in memory, for the calls API; 1,000 are some 3 MB, and "
+        "days of a small office. With a database all others are there",
+    )
     max_embedded_calls: Annotated[int, Field(ge=1, le=64)] = Field(
         4, description="calls at once while speech is embedded: two cores keep up with four"
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from voicebot.call_record import CallRecord
+from voicebot.call_record import CallRecord, Packed
 
 # Four digits or more, however they are grouped: cards, PINs, telephone and account numbers.
 _DIGITS: Final = re.compile(r"\d(?:[ \-./]{0,2}\d){3,}")
@@ -120,7 +120,7 @@ def _clean(value: Any, change: Callable[[str], str] | None = None) -> Any:
             return value if change is None or change(text) == text else change(text)
         case Mapping():
             return {_text(str(name)): _clean(each, change) for name, each in value.items()}
-        case list() | tuple():
+        case list() | tuple() | Packed():
             return [_clean(each, change) for each in value]
         case _:
             return str(value)

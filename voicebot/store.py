@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Final
 
-from voicebot.call_record import FINAL_STATUSES, CallRecord, Direction, merge
+from voicebot.call_record import FINAL_STATUSES, CallRecord, Direction, merge, packed
 from voicebot.errors import CallRefused, Draining
 from voicebot.record import TURNS, joined
 from voicebot.standing import Line
@@ -36,7 +36,7 @@ class CallStore:
     """
 
     def __init__(self, keep: int = 1000) -> None:
-        """`keep`: a thousand records are some 2 MB, and days of calls of a small office."""
+        """`keep`: a thousand records are some 3 MB, and days of calls of a small office."""
         self.process: Final = secrets.token_hex(8)  # who holds the live calls of this store
         self._keep = keep
         self._records: dict[str, CallRecord] = {}  # in order of creation
@@ -196,7 +196,10 @@ class CallStore:
     def _change(
         self, record: CallRecord, news: Sequence[Mapping[str, Any]] = (), /, **changes: Any
     ) -> CallRecord:
-        changed = self._records[record.sid] = replace(record, **changes)
+        changed = replace(record, **changes)
+        if changed.summary is not None and record.sid not in self._live:
+            changed = replace(changed, summary=packed(changed.summary))
+        self._records[record.sid] = changed
         self._follower(changed, news)
         return changed
 

@@ -75,7 +75,7 @@ class Switchboard:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._secrets = _secrets_of(settings)
-        self.store = CallStore()
+        self.store = CallStore(settings.kept_calls)
         self.metrics = Metrics()
         sign = {}
         if settings.shared:
