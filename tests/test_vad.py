@@ -263,7 +263,7 @@ class Says:
 
 
 def test_silero_is_asked_only_where_its_answer_can_change_something() -> None:
-    hearing = Hearing(awake_ms=100, release_ms=100)
+    hearing = Hearing(awake_ms=100, waking_ms=0, release_ms=100)
     # Sure of speech until long after the voice has gone: it is asked as long as that is believed.
     said = Says(*[0.5] * 80, 0.0)
     line = silence(1.0) + voice(1.0) + silence(3.0)
@@ -283,7 +283,8 @@ def test_silero_is_asked_for_a_while_after_what_was_no_speech() -> None:
     said = Says(0.0)
 
     heard = listen(
-        vad.CallerEars(Hearing(awake_ms=200), cast("SileroStream", said)), voice(0.2) + silence(2.0)
+        vad.CallerEars(Hearing(awake_ms=200, waking_ms=0), cast("SileroStream", said)),
+        voice(0.2) + silence(2.0),
     )
 
     assert heard.rises == []
@@ -291,14 +292,25 @@ def test_silero_is_asked_for_a_while_after_what_was_no_speech() -> None:
     assert 200 <= last * audio.FRAME_MS <= 200 + 200  # the voice, and so long behind it
 
 
+def test_silero_gets_to_know_the_line_first() -> None:
+    said = Says(0.0)
+
+    listen(vad.CallerEars(Hearing(waking_ms=400), cast("SileroStream", said)), silence(2.0))
+
+    assert said.asked == [True] * 20 + [False] * 80
+
+
 @pytest.mark.parametrize("pause", [0.3, 1.0, 7.0])
-def test_a_word_behind_a_pause_is_heard_as_soon_as_if_silero_had_heard_the_pause(
+def test_a_word_behind_a_pause_is_heard_no_later_than_if_silero_had_heard_the_pause(
     pause: float,
 ) -> None:
     line = silence(1.0) + voice(0.8) + noise(pause, -70) + voice(0.8, seed=2) + silence(1.0)
-    always = OpenEars(Hearing(awake_ms=100_000_000))
+    always = listen(OpenEars(Hearing(awake_ms=1_000_000))(), line).rises
 
-    assert listen(OpenEars(Hearing())(), line).rises == listen(always(), line).rises
+    rises = listen(OpenEars(Hearing())(), line).rises
+
+    assert len(rises) == len(always)
+    assert all(a <= b for a, b in zip(rises, always, strict=True))
 
 
 @pytest.mark.parametrize("weak, strong", [(10, 0), (4, 6)])

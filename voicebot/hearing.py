@@ -24,8 +24,10 @@ class Hearing:
     voiced_ms: int = 40  # of webrtcvad above the gates; one frame alone would pass clicks
     voiced_within_ms: int = 80  # a plosive and its vowel have a gap between them
     # Silero is asked while the caller speaks, and for so long after a voiced frame: else its answer
-    # changes nothing, and costs more than all the rest of hearing. A word's weak end fits in.
+    # changes nothing, and costs more than all the rest of hearing. And one that hears all of a
+    # pause hears the next word later: by 30 to 50 ms, in noise by 200 where it is slow.
     awake_ms: int = 300
+    waking_ms: int = 2_000  # so long at first: before it knows the line, ends are seen 10 ms later
     fall: float = 0.35  # keeps speech up; lower, the end of a turn is seen 25 ms later
     release_ms: int = 140  # below `fall` for this long ends speech; gaps inside words are shorter
     doubt_ms: int = (

@@ -88,6 +88,7 @@ class CallerEars:
         self._likely = _NEVER  # Silero's last answer of at least `rise`
         self._voiced = _NEVER  # the last voiced frame, and the first of its run
         self._voiced_since = _NEVER
+        self._awake_until = hearing.waking_ms // FRAME_MS  # Silero's; see `_ask_silero`
         self._speech = _NEVER  # the last frame that kept `speaking` up
         self._onset = 1
 
@@ -146,11 +147,12 @@ class CallerEars:
             if self._now - self._voiced > _WORD_GAP_FRAMES:
                 self._voiced_since = self._now
             self._voiced = self._now
+            self._awake_until = self._now + self._hearing.awake_ms // FRAME_MS
 
     def _ask_silero(self, frame: bytes) -> None:
         if self._silero is None:
             return
-        if not self._speaking and self._ago_ms(self._voiced) > self._hearing.awake_ms:
+        if not self._speaking and self._now > self._awake_until:
             self._silero.hold(frame)  # whatever it said, nothing could rise
             return
         probability = self._silero.push(frame)
