@@ -236,13 +236,22 @@ async def back_to(server: Server, fds: int, rss_mb: float, slack_fds: int) -> li
 
 
 async def one_round(
-    server: Server, attacker: Attacker, options: argparse.Namespace, name: str, seed: int
+    server: Server,
+    attacker: Attacker,
+    options: argparse.Namespace,
+    name: str,
+    seed: int,
+    base_fds: int | None,
 ) -> tuple[Round, list[str], dict[str, int]]:
-    """Hold all calls, under this attack, or none where the name is empty."""
+    """Hold all calls, under this attack, or none where the name is empty.
+
+    `base_fds`: what the server had behind the first round. What it opens for good with its first
+    calls is not known before, so that round gives nothing back.
+    """
     pick = random.Random(seed)
     clips = recordings(pick)
     came, seen = Round(), Counter[str]()
-    fds, rss_mb = server.fds, server.rss_mb
+    rss_mb = server.rss_mb
     async with trio.open_nursery() as calls:
 
         async def begin(script: Script, delay_s: float) -> None:
@@ -259,8 +268,8 @@ async def one_round(
             address = options.address or f"127.0.{seed % 250 + 1}.2"
             seen.update(await attacker.attack(name, 3.0, address))
     problems = came.problems(options.calls)
-    if seed != options.seed:  # what a server opens for good with its first calls is not given back
-        problems += await back_to(server, fds, rss_mb, 3 * FDS_OF_A_CALL)
+    if base_fds is not None:
+        problems += await back_to(server, base_fds, rss_mb, 3 * FDS_OF_A_CALL)
     return came, problems, seen
 
 
@@ -270,11 +279,13 @@ async def measure(options: argparse.Namespace) -> int:
     quiet: list[float] = []
     attacked: dict[str, list[float]] = {}
     failed = 0
+    base_fds: int | None = None
     print(f"{'':44} {'min':>8} {'median':>8} {'p95':>8} {'max':>8} {'n':>6}", flush=True)
 
     async def show(name: str, seed: int) -> None:
-        nonlocal failed
-        came, problems, seen = await one_round(server, attacker, options, name, seed)
+        nonlocal failed, base_fds
+        came, problems, seen = await one_round(server, attacker, options, name, seed, base_fds)
+        base_fds = server.fds if base_fds is None else base_fds
         (attacked.setdefault(name, []) if name else quiet).extend(came.clear_ms())
         print(row(f"first sound -> clear, {name or 'quiet'}", came.clear_ms()), flush=True)
         told = f"    {server.fds} fds, {server.rss_mb:.0f} MB"
