@@ -248,7 +248,7 @@ async def one_round(
     `base_fds`: what the server had behind the first round. What it opens for good with its first
     calls is not known before, so that round gives nothing back.
     """
-    pick = random.Random(seed)
+    pick = random.Random(options.seed)  # the same calls in each round
     clips = recordings(pick)
     came, seen = Round(), Counter[str]()
     rss_mb = server.rss_mb
