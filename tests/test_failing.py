@@ -398,14 +398,47 @@ async def test_who_has_no_answers_gives_up(autojump_clock: Clock) -> None:
     assert [turn.heard for turn in summary.turns] == ["Sorry.", "Sorry.", "Broken. Bye."]
 
 
-async def test_an_answer_in_between_begins_the_count_anew(autojump_clock: Clock) -> None:
-    class EveryOther(FakeChat):
-        async def _words(self, parts: Any) -> Any:
-            if len(self.requests) % 2:
-                raise ProviderError("chat", "broke")
-            async for word in super()._words(parts):
-                yield word
+class EveryOther(FakeChat):
+    """A model that fails with each first of two requests."""
 
+    async def _words(self, parts: Any) -> Any:
+        if len(self.requests) % 2:
+            raise ProviderError("chat", "broke")
+        async for word in super()._words(parts):
+            yield word
+
+
+async def test_who_breaks_in_before_the_apology_has_a_sound_is_answered(
+    autojump_clock: Clock,
+) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0), (4.0, 5.0)], stop_at=15.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["a", "b"]), EveryOther(["Yes."] * 9), FakeVoice(first=3.0)),
+        plan(timeouts=TIMES, **TEXTS),
+    )
+
+    assert summary.outcome is Outcome.HUNG_UP
+    assert [(t.generated, t.heard) for t in summary.turns] == [("Sorry.", ""), ("Yes.", "Yes.")]
+
+
+async def test_who_breaks_in_on_one_unheard_apology_after_the_other_is_told_at_last(
+    autojump_clock: Clock,
+) -> None:
+    socket = FakeTwilio(voice=[(1.0, 2.0), (4.0, 5.0), (7.0, 8.0)], stop_at=25.0)
+
+    summary = await run_call(
+        socket,
+        ports(FakeEar(["a", "b", "c"]), FakeChat(["x"] * 9, fail_after=0), FakeVoice(first=3.0)),
+        plan(timeouts=TIMES, **TEXTS),
+    )
+
+    assert summary.outcome is Outcome.NO_ANSWERS
+    assert [turn.heard for turn in summary.turns] == ["", "", "Broken. Bye."]
+
+
+async def test_an_answer_in_between_begins_the_count_anew(autojump_clock: Clock) -> None:
     voice = [(1.0 + 5 * n, 2.0 + 5 * n) for n in range(4)]
     socket = FakeTwilio(voice=voice, stop_at=25.0)
 

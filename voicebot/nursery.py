@@ -745,7 +745,7 @@ class _Call:
         """Give up when replies fail one after the other."""
         if reply.failed is None:
             self._failures = 0
-        elif not reply.reel.length:
+        elif not reply.reel.length and not reply.record.interrupted:
             self.end(reply.failed)  # there is no voice to say so with
         elif self._giving_up is None:
             self._failures += 1

@@ -217,8 +217,11 @@ def _outcome(held: FaultyHeld) -> Iterator[str]:
         (Outcome.NO_SPEECH, held.schedule.voices, timeouts.speech_tries),
     ):
         ill = sum(bool(provider.kinds) for provider in providers)
-        # Each may cost the call one reply: what broke off is not asked for again.
+        # Each may cost the call one reply: what broke off is not asked for again. All that are ill
+        # may take their time first, within that for an answer.
         enough = tries >= len(providers) > ill and limit > ill
+        if outcome is Outcome.NO_ANSWERS:
+            enough &= timeouts.answer_s > ill * (timeouts.first_token_s + CLOSE_S) + 1.0
         if outcome is gave_up and enough:
             yield f"outcome: {gave_up.value}, though one of them was well"
 
