@@ -2,7 +2,7 @@
 
     python -m bench.load --calls 1 10 20 40 [--seconds 60]     levels, one after the other
     python -m bench.load --soak 30 --calls 20                  half an hour, and memory
-    python -m bench.load --calls 10 10 10 --peer               beside a bot on Pipecat
+    python -m bench.load --calls 10 10 10 --peer [usual]       beside a bot on Pipecat
 
 A black box. `voicebot serve` has core 0 to itself; this process, with the callers and the stand-ins
 for Deepgram and Groq, has core 1. At a level so many callers are on the line all the time: each
@@ -280,11 +280,11 @@ def show(level: Level) -> None:
 
 
 @contextmanager
-def peer(environ: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+def peer(environ: Mapping[str, str], kind: str) -> Iterator[tuple[str, int]]:
     """As `started`, with Pipecat: on the same core, and what it warns of is seen."""
     # Of the clients it has, some would take a proxy to loopback.
     environ = {k: v for k, v in environ.items() if not k.lower().endswith("_proxy")}
-    command = [str(peer_python()), "-I", str(PEER)]  # isolated: neither our modules nor the user's
+    command = [str(peer_python()), "-I", str(PEER), f"--{kind}"]  # isolated: nothing of ours
     environ["LOGURU_LEVEL"] = "WARNING"  # else it logs each turn
     with running(command, environ, core=0, stderr=None) as found:
         yield found
@@ -316,8 +316,9 @@ async def measure(options: argparse.Namespace) -> int:
         with ExitStack() as servers:
             loads = [Load(*servers.enter_context(started(environ, core=0)), options.seed)]
             if options.peer:  # both are there all the time; without calls they have nothing to do
-                found = servers.enter_context(peer(environ))
-                loads.append(Load(*found, options.seed, "pipecat"))
+                found = servers.enter_context(peer(environ, options.peer))
+                name = "pipecat" if options.peer == "tuned" else "pipecat, usual"
+                loads.append(Load(*found, options.seed, name))
             print(f"{'':44} {'min':>8} {'median':>8} {'p95':>8} {'max':>8} {'n':>6}")
             for load in loads:
                 mb, fds = rss_mb(load.pid), descriptors(load.pid)
@@ -349,7 +350,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="of a level")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--soak", type=float, default=0.0, metavar="MINUTES")
-    kind.add_argument("--peer", action="store_true", help="hold each level with Pipecat, too")
+    kind.add_argument(
+        "--peer",
+        nargs="?",
+        choices=("tuned", "usual"),
+        const="tuned",
+        help="hold each level with Pipecat, too",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     return trio.run(measure, parser.parse_args())

@@ -3,12 +3,15 @@
 `load.py --peer` starts it, in the environment of `peer_environment.py`; it serves until SIGTERM.
 From its environment it takes DEEPGRAM_URL, DEEPGRAM_API_KEY, GROQ_BASE_URL and GROQ_API_KEY.
 
-Pipecat's own parts, by its public API, put together as its documentation has it and tuned as for
-production: 8,000 Hz all the way, nothing observed, measured or logged, uvloop, media in messages
-as long as ours. The end of a turn is silence and a transcript, as with us, and not Smart Turn,
-which would be one more model to pay for. Two small subclasses are there because the stand-ins for
-Deepgram hear and speak the telephone's mu-law only: they convert between it and the 16-bit samples
-of a pipeline, at some microseconds a message.
+Pipecat's own parts, by its public API, at 8,000 Hz all the way, with uvloop and without metrics.
+Tuned for a low price: the caller's sound ends where it is last needed, and not behind the whole
+pipeline; the end of a turn is silence and a transcript, as with us, and no Smart Turn, which is one
+more model; nobody observes; media goes out in messages as long as ours. With `--usual` all that is
+as its examples have it, by its defaults.
+
+Two small subclasses are there because the stand-ins for Deepgram hear and speak the telephone's
+mu-law only: they convert between it and the 16-bit samples of a pipeline, at some microseconds a
+message.
 
 Imports nothing of voicebot: what is not installed here cannot be mixed up with what is measured.
 It has asyncio because Pipecat has; nothing of the bot does.
@@ -19,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -56,6 +60,9 @@ from pipecat.processors.aggregators.llm_response_universal import (  # type: ign
     LLMContextAggregatorPair,
     LLMUserAggregatorParams,
 )
+from pipecat.processors.audio.vad_processor import (  # type: ignore[import-not-found]
+    VADProcessor,
+)
 from pipecat.serializers.twilio import TwilioFrameSerializer  # type: ignore[import-not-found]
 from pipecat.services.deepgram.stt import DeepgramSTTService  # type: ignore[import-not-found]
 from pipecat.services.deepgram.tts import (  # type: ignore[import-not-found]
@@ -74,9 +81,10 @@ from pipecat.turns.user_turn_strategies import (  # type: ignore[import-not-foun
 )
 from pipecat.workers.runner import WorkerRunner  # type: ignore[import-not-found]
 
+USUAL: Final = "--usual" in sys.argv
 RATE_HZ: Final = 8_000
 UNUSED: Final = create_stream_resampler()  # what converts wants one; the rates are the same
-MESSAGE_10MS: Final = 8  # of media, as ours; its own 4 would cost it more
+MESSAGE_10MS: Final = 4 if USUAL else 8  # of media
 PAUSE_S: Final = 0.3  # of the caller, behind the VAD's own 0.2, that ends a turn
 PROMPT: Final = "You are on the telephone. Answer briefly."
 GREETING: Final = "Hello."
@@ -149,6 +157,7 @@ def build(websocket: WebSocket, start: dict[str, Any]) -> Any:
         api_key=deepgram_key,
         base_url=deepgram,
         encoding="mulaw",
+        audio_passthrough=USUAL,
         settings=MulawSTT.Settings(model="nova-3"),
     )
     llm = GroqLLMService(
@@ -165,24 +174,23 @@ def build(websocket: WebSocket, start: dict[str, Any]) -> Any:
         encoding="mulaw",
         settings=MulawTTS.Settings(voice="aura-2-thalia-en"),
     )
-    pair = LLMContextAggregatorPair(
-        LLMContext(),
-        user_params=LLMUserAggregatorParams(
-            vad_analyzer=SileroVADAnalyzer(params=VADParams(start_secs=0.1, stop_secs=0.2)),
-            # A turn begins as its default has it: by the VAD, or by words that the VAD missed.
-            user_turn_strategies=UserTurnStrategies(
-                stop=[SpeechTimeoutUserTurnStopStrategy(user_speech_timeout=PAUSE_S)]
-            ),
-        ),
-    )
+    ears: list[Any] = []
+    options: dict[str, Any] = {}
+    if USUAL:
+        turns = LLMUserAggregatorParams(vad_analyzer=SileroVADAnalyzer())
+    else:
+        vad = SileroVADAnalyzer(params=VADParams(start_secs=0.1, stop_secs=0.2))
+        ears = [VADProcessor(vad_analyzer=vad)]
+        stop = SpeechTimeoutUserTurnStopStrategy(user_speech_timeout=PAUSE_S)
+        # It begins as by default: with what the VAD hears, or with words that the VAD missed.
+        turns = LLMUserAggregatorParams(user_turn_strategies=UserTurnStrategies(stop=[stop]))
+        options = {"enable_rtvi": False, "enable_turn_tracking": False, "idle_timeout_secs": None}
+    pair = LLMContextAggregatorPair(LLMContext(), user_params=turns)
+    mouth = [llm, tts, transport.output(), pair.assistant()]
     worker = PipelineWorker(
-        Pipeline(
-            [transport.input(), stt, pair.user(), llm, tts, transport.output(), pair.assistant()]
-        ),
+        Pipeline([transport.input(), *ears, stt, pair.user(), *mouth]),
         params=PipelineParams(audio_in_sample_rate=RATE_HZ, audio_out_sample_rate=RATE_HZ),
-        enable_rtvi=False,
-        enable_turn_tracking=False,
-        idle_timeout_secs=None,
+        **options,
     )
 
     async def greet(transport: Any, websocket: WebSocket) -> None:
