@@ -179,7 +179,8 @@ def build(websocket: WebSocket, start: dict[str, Any]) -> Any:
     if USUAL:
         turns = LLMUserAggregatorParams(vad_analyzer=SileroVADAnalyzer())
     else:
-        vad = SileroVADAnalyzer(params=VADParams(start_secs=0.1, stop_secs=0.2))
+        # Not after the volume, which is smoothed: as in the tuned one of `hearing/peer.py`.
+        vad = SileroVADAnalyzer(params=VADParams(start_secs=0.1, stop_secs=0.2, min_volume=0.0))
         ears = [VADProcessor(vad_analyzer=vad)]
         stop = SpeechTimeoutUserTurnStopStrategy(user_speech_timeout=PAUSE_S)
         # It begins as by default: with what the VAD hears, or with words that the VAD missed.
