@@ -39,6 +39,7 @@ from voicebot.simulator.wav import read_mulaw
 from voicebot.standins import open_standins
 
 RECORDINGS = Path("/usr/share/asterisk/sounds/en")
+STOP_S = 8.0  # above the 5 s that the bot gives the calls it still has
 STORY = (
     "Once upon a time there was a small house by the sea. An old man lived in it with his dog. "
     "Every morning they walked along the beach and looked for wood. One day they found a bottle "
@@ -78,18 +79,35 @@ def started(
 ) -> Iterator[tuple[str, int]]:
     """As `serving`; yield the URL and the process's number. `core`: the only one it gets."""
     command = [sys.executable, "-m", module, "serve", "--dev", "--port", "0"]
-    environ = {"VOICEBOT_DATABASE_URL": "", **environ}
+    with running(command, {"VOICEBOT_DATABASE_URL": "", **environ}, core) as found:
+        yield found
+
+
+@contextmanager
+def running(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    core: int | None = None,
+    stderr: int | None = subprocess.DEVNULL,
+) -> Iterator[tuple[str, int]]:
+    """As `started`, of any command that says `ready on http://…`. `stderr`: None is our own."""
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, text=True
+        command, stdout=subprocess.PIPE, stderr=stderr, env=environ, text=True
     ) as process:
         if core is not None:
             os.sched_setaffinity(process.pid, {core})
         assert process.stdout is not None
-        for line in process.stdout:
-            if ready := re.fullmatch(r"ready on (http://\S+)\n", line):
-                yield ready[1], process.pid
-                break
-        process.terminate()
+        try:
+            for line in process.stdout:
+                if ready := re.fullmatch(r"ready on (http://\S+)\n", line):
+                    yield ready[1], process.pid
+                    break
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()  # it waits for a stand-in, which is in this process, which waits
 
 
 def row(name: str, values: Sequence[float], unit: str = "ms") -> str:

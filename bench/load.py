@@ -2,6 +2,7 @@
 
     python -m bench.load --calls 1 10 20 40 [--seconds 60]     levels, one after the other
     python -m bench.load --soak 30 --calls 20                  half an hour, and memory
+    python -m bench.load --calls 10 10 10 --peer [usual]       beside a bot on Pipecat
 
 A black box. `voicebot serve` has core 0 to itself; this process, with the callers and the stand-ins
 for Deepgram and Groq, has core 1. At a level so many callers are on the line all the time: each
@@ -11,6 +12,12 @@ seconds; what is counted begins when all are there.
 CPU is the server's own, by the kernel's account, for a second of a call. When this process uses up
 its core, its callers are late themselves, and the latencies of that level are not the server's:
 `load` says how much of core 1 it took.
+
+With `--peer` each level is held twice, by ours and then by `peer_bot.py`, which does the same on
+Pipecat: with the same callers, the same stand-ins and the same core. How busy the machine is
+changes both figures, so it is their ratio that can be compared with that of another day. A call
+takes half a minute, and only those that begin in a level are judged: levels of 80 s and more have
+some, whatever the bot.
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ import re
 import statistics
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +39,8 @@ from typing import Any, Final
 import httpx
 import trio
 
-from bench.barge_in import STORY, recordings, row, settings, started
+from bench.barge_in import STORY, recordings, row, running, settings, started
+from bench.peer_environment import peer_python
 from voicebot.simulator import InterruptAfter, Script, Utterance, Verdict, WhenSilent, judge
 from voicebot.simulator.call import run_call
 from voicebot.simulator.dial import Account, dial, open_line
@@ -46,6 +54,7 @@ SAMPLE_S: Final = 5.0  # of memory, in a soak
 WARM_S: Final = 240.0  # of a soak: caches, pools and the allocator's arenas grow to their size
 #: Of Student's distribution, two-sided 95 %, for the 20 and more minutes that a soak has.
 T95: Final = 2.09
+PEER: Final = Path(__file__).with_name("peer_bot.py")
 
 
 @dataclass
@@ -53,6 +62,7 @@ class Level:
     """What a level of so many calls was like."""
 
     calls: int
+    server: str = "voicebot"
     call_s: float = 0.0  # seconds of calls in the window
     cpu_s: float = 0.0
     load: float = 0.0  # of core 1
@@ -62,14 +72,20 @@ class Level:
     verdicts: list[Verdict] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
 
+    @property
+    def cpu_per_call_s(self) -> float:
+        """CPU in seconds, of a second of a call."""
+        return self.cpu_s / self.call_s if self.call_s else math.nan
+
     def as_json(self) -> dict[str, Any]:
         """Return the figures."""
         clears = [i.clear_ms for v in self.verdicts for i in v.interruptions]
         replies = [t.reply_ms for v in self.verdicts for t in v.turns if t.reply_ms is not None]
         return {
+            "server": self.server,
             "calls": self.calls,
             "seconds_of_calls": round(self.call_s),
-            "cpu_per_call_s": round(self.cpu_s / self.call_s, 5) if self.call_s else None,
+            "cpu_per_call_s": round(self.cpu_per_call_s, 5) if self.call_s else None,
             "load_of_the_other_core": round(self.load, 2),
             "rss_mb": round(self.rss_mb, 1),
             "descriptors": self.fds,
@@ -100,8 +116,8 @@ def spread(values: list[float]) -> dict[str, float]:
 class Load:
     """So many callers on the line of one server."""
 
-    def __init__(self, url: str, pid: int, seed: int) -> None:
-        self._url, self.pid = url, pid
+    def __init__(self, url: str, pid: int, seed: int, server: str = "voicebot") -> None:
+        self._url, self.pid, self.server = url, pid, server
         self._pick = random.Random(seed)
         self._clips = recordings(self._pick)
         self._live = 0
@@ -159,7 +175,7 @@ class Load:
 
     async def run(self, calls: int, seconds: float) -> Level:
         """Have so many callers on the line for so long; return what it was like."""
-        level = Level(calls)
+        level = Level(calls, self.server)
         # Owns: the callers, who call until the level is over and then are gone without a word.
         async with trio.open_nursery() as nursery:
             for n in range(calls):
@@ -173,7 +189,10 @@ class Load:
         return level
 
     async def lag(self) -> dict[float, float]:
-        """Return how often the server's loop was later than so many seconds, from its metrics."""
+        """Return how often the server's loop was later than so many seconds, from its metrics.
+
+        Nothing, where it has none.
+        """
         async with httpx.AsyncClient(trust_env=False, verify=False) as client:
             text = (await client.get(f"{self._url}/metrics")).text
         found = re.findall(r'^voicebot_loop_lag_seconds_bucket\{le="(.+?)"\} (\S+)$', text, re.M)
@@ -183,7 +202,7 @@ class Load:
         self, calls: int, minutes: float
     ) -> tuple[Level, list[tuple[float, float, int]]]:
         """As `run`, with memory and descriptors every few seconds, as (minute, MB, count)."""
-        level, samples = Level(calls), list[tuple[float, float, int]]()
+        level, samples = Level(calls, self.server), list[tuple[float, float, int]]()
         async with trio.open_nursery() as nursery:  # as in `run`
             for n in range(calls):
                 nursery.start_soon(self._call_again_and_again, n * ARRIVE_S / calls)
@@ -254,10 +273,31 @@ def show(level: Level) -> None:
     verdicts = level.verdicts
     clears = [i.clear_ms for v in verdicts for i in v.interruptions if i.clear_ms is not None]
     replies = [t.reply_ms for v in verdicts for t in v.turns if t.reply_ms is not None]
-    print(row(f"{level.calls} calls: first sound -> clear", clears))
+    print(row(f"{level.server}, {level.calls} calls: first sound -> clear", clears))
     print(row("end of speech -> bot audible", replies))
     print(row("underruns, by call", [v.underrun_ms for v in verdicts], "ms per s of audio"))
     print(json.dumps(level.as_json()), flush=True)
+
+
+@contextmanager
+def peer(environ: Mapping[str, str], kind: str) -> Iterator[tuple[str, int]]:
+    """As `started`, with Pipecat: on the same core, and what it warns of is seen."""
+    # Of the clients it has, some would take a proxy to loopback.
+    environ = {k: v for k, v in environ.items() if not k.lower().endswith("_proxy")}
+    command = [str(peer_python()), "-I", str(PEER), f"--{kind}"]  # isolated: nothing of ours
+    environ["LOGURU_LEVEL"] = "WARNING"  # else it logs each turn
+    with running(command, environ, core=0, stderr=None) as found:
+        yield found
+
+
+def compare(levels: list[Level]) -> None:
+    """Print how the CPU of a call-second is in proportion, at each number of calls."""
+    ratios: dict[int, list[float]] = {}
+    for ours, theirs in zip(levels[::2], levels[1::2], strict=True):
+        ratios.setdefault(ours.calls, []).append(ours.cpu_per_call_s / theirs.cpu_per_call_s)
+    for calls, found in ratios.items():
+        times = f"{min(found):.3f} to {max(found):.3f}, n = {len(found)}"
+        print(f"{calls} calls: CPU, ours / theirs: {statistics.median(found):.3f} ({times})")
 
 
 async def measure(options: argparse.Namespace) -> int:
@@ -273,12 +313,18 @@ async def measure(options: argparse.Namespace) -> int:
             "VOICEBOT_LIMITS__CONNECTIONS": str(max(500, 4 * most)),
             **dict(one.split("=", 1) for one in options.set),
         }
-        with started(environ, core=0) as (url, pid):
-            load = Load(url, pid, options.seed)
+        with ExitStack() as servers:
+            loads = [Load(*servers.enter_context(started(environ, core=0)), options.seed)]
+            if options.peer:  # both are there all the time; without calls they have nothing to do
+                found = servers.enter_context(peer(environ, options.peer))
+                name = "pipecat" if options.peer == "tuned" else "pipecat, usual"
+                loads.append(Load(*found, options.seed, name))
             print(f"{'':44} {'min':>8} {'median':>8} {'p95':>8} {'max':>8} {'n':>6}")
-            print(f"empty: {rss_mb(pid):.1f} MB, {descriptors(pid)} descriptors", flush=True)
+            for load in loads:
+                mb, fds = rss_mb(load.pid), descriptors(load.pid)
+                print(f"{load.server}, empty: {mb:.1f} MB, {fds} descriptors", flush=True)
             if options.soak:
-                level, samples = await load.soak(most, options.soak)
+                level, samples = await loads[0].soak(most, options.soak)
                 show(level)
                 mb_h, error, points = slope(samples)
                 print(f"memory: {mb_h:+.2f} ± {error:.2f} MB an hour (95 %, {points} minutes)")
@@ -286,10 +332,14 @@ async def measure(options: argparse.Namespace) -> int:
                     print(f"  minute {minute:5.1f}: {mb:.1f} MB, {fds} descriptors")
                 failed += bool(level.dropped) or abs(mb_h) > error
             else:
+                levels = []
                 for calls in options.calls:
-                    level = await load.run(calls, options.seconds)
-                    show(level)
-                    failed += bool(level.dropped)
+                    for load in loads:
+                        levels.append(level := await load.run(calls, options.seconds))
+                        show(level)
+                        failed += bool(level.dropped)
+                if options.peer:
+                    compare(levels)
     return int(failed > 0)
 
 
@@ -298,7 +348,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--calls", type=int, nargs="+", default=[1, 10, 20])
     parser.add_argument("--seconds", type=float, default=60.0, help="of a level")
-    parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--soak", type=float, default=0.0, metavar="MINUTES")
+    kind.add_argument(
+        "--peer",
+        nargs="?",
+        choices=("tuned", "usual"),
+        const="tuned",
+        help="hold each level with Pipecat, too",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     return trio.run(measure, parser.parse_args())

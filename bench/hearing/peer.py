@@ -13,7 +13,6 @@ import os
 import random
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,12 +33,11 @@ from bench.hearing.ears import (
     short_words,
 )
 from bench.hearing.sounds import RATE, Part, Samples, frames, non_speech, pink, to_level
+from bench.peer_environment import VENV, peer_python
 from voicebot import audio
 from voicebot.hearing import Hearing
 from voicebot.vad import OpenEars
 
-PIPECAT: Final = "pipecat-ai[silero]==1.14.0"  # BSD-2-Clause
-VENV: Final = Path(__file__).parents[2] / ".venv-peer"
 WORKER: Final = Path(__file__).with_name("peer_worker.py")
 ROUNDS: Final = 5  # of the CPU, in turn, so that a busy second does not fall on one only
 
@@ -138,22 +136,13 @@ class Pipecat:
 
 @contextmanager
 def open_worker() -> Iterator[Worker]:
-    """Make the environment if it is missing or of another version, and start the process in it.
+    """Start the process in its environment, which is made if need be.
 
     Raises:
         SystemExit: it cannot be installed.
     """
-    python, ready = VENV / "bin" / "python", VENV / ".ready"
-    if not ready.exists() or ready.read_text() != PIPECAT:
-        print(f"installing {PIPECAT} into {VENV}", file=sys.stderr)
-        try:
-            subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
-            subprocess.run([python, "-m", "pip", "install", "--quiet", PIPECAT], check=True)
-        except subprocess.CalledProcessError as exc:
-            raise SystemExit(f"{PIPECAT} cannot be installed: {exc}") from exc
-        ready.write_text(PIPECAT)
     with subprocess.Popen(
-        [python, "-I", WORKER],  # isolated: neither our modules nor the user's
+        [peer_python(), "-I", WORKER],  # isolated: neither our modules nor the user's
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
