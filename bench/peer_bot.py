@@ -93,7 +93,7 @@ GREETING: Final = "Hello."
 class MulawSTT(DeepgramSTTService):  # type: ignore[misc]
     """Sends mu-law. Half as many bytes as what Pipecat sends by itself."""
 
-    async def run_stt(self, audio: bytes) -> AsyncGenerator[Any]:
+    async def run_stt(self, audio: bytes) -> AsyncGenerator[Any]:  # noqa: ASYNC900  # as Pipecat has it
         """Send 16-bit samples; see Pipecat."""
         mulaw = await pcm_to_ulaw(audio, RATE_HZ, RATE_HZ, UNUSED)
         async for frame in super().run_stt(mulaw):
@@ -103,7 +103,7 @@ class MulawSTT(DeepgramSTTService):  # type: ignore[misc]
 class MulawTTS(DeepgramHttpTTSService):  # type: ignore[misc]
     """Receives mu-law."""
 
-    async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Any]:
+    async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Any]:  # noqa: ASYNC900  # as Pipecat has it
         """Yield 16-bit samples; see Pipecat."""
         async for frame in super().run_tts(text, context_id):
             if isinstance(frame, TTSAudioRawFrame):
