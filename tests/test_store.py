@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from voicebot.call_record import CallRecord, Packed
 from voicebot.errors import CallRefused
 from voicebot.redaction import Redaction
+from voicebot.standing import Standing, from_json, to_json
 from voicebot.store import CallStore, Lines
 
 ACCOUNT = "AC" + "0" * 32
@@ -169,6 +171,10 @@ def test_what_was_said_of_an_ended_call_is_the_same_and_small() -> None:
     }
     turns = record.summary["turns"]
     assert (len(turns), turns[7], [*turns][7]["number"]) == (200, SUMMARY["turns"][7], 7)
+    told_others = json.loads(json.dumps(to_json(Standing(record=record))))
+    known = from_json(told_others, None, "").record
+    assert known is not None
+    assert known.as_json() == record.as_json()
     without = {**record.summary, "turns": ()}
     written = Redaction().record(replace(told[-1], summary=without))
     assert written.summary == {**SUMMARY, "turns": []}

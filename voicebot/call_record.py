@@ -93,17 +93,26 @@ class CallRecord:
         """What lists are in the order of: when it began, and its name where that is the same."""
         return self.created_at, self.sid
 
+    @property
+    def opened(self) -> CallRecord:
+        """The same with plain values only: nothing is packed."""
+        if self.summary is None:
+            return self
+        return replace(
+            self,
+            summary={
+                name: value.opened() if isinstance(value, Packed) else value
+                for name, value in self.summary.items()
+            },
+        )
+
     def as_json(self, *, brief: bool = False) -> dict[str, Any]:
         """Return the record as the calls API shows it; `brief`: as in a list of many."""
-        summary = self.summary
+        summary = self.summary if brief else self.opened.summary
         before = () if summary is None else summary.get("turns", ())
         turns = {turn["number"]: turn for turn in (*before, *self.turns)}
-        if summary is not None:
-            summary = {
-                name: value.opened() if isinstance(value, Packed) else value
-                for name, value in summary.items()
-                if not (brief and name in LONG)
-            }
+        if summary is not None and brief:
+            summary = {name: value for name, value in summary.items() if name not in LONG}
         return {
             "call_sid": self.sid,
             "direction": self.direction,

@@ -68,7 +68,7 @@ def to_json(standing: Standing) -> dict[str, Any]:
     return {
         "away": away,
         "call": standing.call,
-        "record": None if standing.record is None else asdict(standing.record),
+        "record": None if standing.record is None else asdict(standing.record.opened),
     }
 
 
