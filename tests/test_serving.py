@@ -33,6 +33,7 @@ from voicebot import serving
 from voicebot.admission import Admission
 from voicebot.client_address import networks
 from voicebot.limits import Limits
+from voicebot.tcp import TURN_SENDS
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Any], Awaitable[None]]
@@ -343,6 +344,35 @@ async def test_hang_up_behind_what_nobody_has_read_reaches_the_application() -> 
         hung_up.set()
     assert seen[-2:] == ["websocket.disconnect"] * 2
     assert seen[0] == "refused"
+
+
+async def test_who_sends_without_end_to_a_peer_that_reads_lets_others_run() -> None:
+    steps, meanwhile = 0, 0
+
+    async def talkative(receive: Receive, send: Send) -> None:
+        nonlocal meanwhile
+        await receive()
+        await send({"type": "websocket.accept"})
+        before = steps
+        for _ in range(200):
+            await send({"type": "websocket.send", "text": "x"})
+        meanwhile = steps - before
+
+    async def other() -> None:
+        nonlocal steps
+        while True:
+            await trio.lowlevel.checkpoint()
+            steps += 1
+
+    async with running(on_path("/talk", talkative)) as port, trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        stream = await upgraded(port, b"/talk")
+        with trio.fail_after(5):
+            while await stream.receive_some():
+                pass
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
+    assert meanwhile >= 200 // TURN_SENDS - 2
 
 
 async def test_last_words_of_a_peer_are_received_behind_a_send_that_failed() -> None:

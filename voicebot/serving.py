@@ -398,16 +398,14 @@ class ContainedServer(TCPServer):
 
         Cancellation: waits for the bytes, so that none is torn, for at most the send deadline
         per slice. A sender cancelled before its turn has written nothing. No checkpoint where the
-        kernel takes all at once.
+        kernel takes all at once, but for every so many (`tcp.py`).
         """
         try:
             self.send_lock.acquire_nowait()  # without a step of the loop, where nobody else sends
         except trio.WouldBlock:
             await self.send_lock.acquire()
         try:
-            quick = cast("trio.abc.Stream", self.stream)
-            sent = quick.send_now(data) if isinstance(quick, QuickStream) else 0
-            for start in range(sent, len(data), SLICE_BYTES):
+            for start in range(0, len(data), SLICE_BYTES):
                 with trio.fail_after(self.send_deadline_s, shield=True):
                     await self.stream.send_all(data[start : start + SLICE_BYTES])
             return True
